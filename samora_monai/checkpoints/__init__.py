@@ -1,1 +1,20 @@
+"""Checkpoints: SAM's and SAMed's files, and our expert, adapter and model files. Always safe, always strict."""
 
+from samora_monai.checkpoints.adapters import load_adapter, save_adapter
+from samora_monai.checkpoints.experts import load_expert, save_expert
+from samora_monai.checkpoints.files import LoadReport
+from samora_monai.checkpoints.model import load_model
+from samora_monai.checkpoints.sam import load_sam
+from samora_monai.checkpoints.samed import load_samed, save_samed
+
+__all__ = [
+    "LoadReport",
+    "load_adapter",
+    "load_expert",
+    "load_model",
+    "load_sam",
+    "load_samed",
+    "save_adapter",
+    "save_expert",
+    "save_samed",
+]

@@ -1,0 +1,67 @@
+"""Adapter files: everything of a network but the SAM base encoder, which is named by its hash.
+
+Experts, HL-Attn, prompt encoder, mask decoder and pixel statistics: a few MB to tens of MB instead of hundreds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from samora_monai import __version__
+from samora_monai.checkpoints.experts import FORMAT_VERSION, base_sha256, preset_name
+from samora_monai.checkpoints.files import (
+    LoadReport,
+    Source,
+    check_meta,
+    copy_strictly,
+    read_parts,
+    sha256_of,
+    write_checkpoint,
+)
+from samora_monai.checkpoints.sam import base_keys
+from samora_monai.networks.segmenter import Segmenter
+
+
+def adapter_keys(net: Segmenter) -> list[str]:
+    """State-dict keys of everything but the base encoder."""
+    base = {key for key in base_keys(net) if key.startswith("image_encoder.")}
+    return [key for key in net.state_dict() if key not in base]
+
+
+def _made_for(net: Segmenter) -> dict[str, Any]:
+    encoder = net.image_encoder
+    return {
+        "preset": preset_name(net),
+        "num_classes": net.num_classes,
+        "experts": list(encoder.experts),
+        "rank": encoder.rank if encoder.experts else None,
+        "fusion": encoder.fusion,
+        "base_sha256": base_sha256(net),
+    }
+
+
+def save_adapter(net: Segmenter, path: str | os.PathLike[str]) -> None:
+    """Writes what was added to the SAM base, and what it was made for."""
+    state = {key: net.state_dict()[key].detach().cpu().clone() for key in adapter_keys(net)}
+    meta = _made_for(net) | {
+        "kind": "adapter",
+        "format_version": FORMAT_VERSION,
+        "image_size": net.image_size,
+        "sha256": sha256_of(state),
+        "package_version": __version__,
+    }
+    write_checkpoint({"state_dict": state, "meta": json.dumps(meta)}, path)
+
+
+def load_adapter(net: Segmenter, source: Source) -> LoadReport:
+    """Loads an adapter file into a network of the same make whose SAM base is loaded already.
+
+    Raises:
+        MissingFileError, InputError: no such file; no adapter file; damaged; another make or base (names the field).
+    """
+    state, meta, name = read_parts(source, "adapter")
+    check_meta(name, meta, {"format_version": FORMAT_VERSION, **_made_for(net)})
+    copied = copy_strictly(net, state, adapter_keys(net), name, "the adapter is of another make")
+    return LoadReport(name, copied=copied, kept=[k for k in net.state_dict() if k not in set(copied)])

@@ -1,0 +1,106 @@
+"""Expert files: one low-rank expert of the encoder, under 1 MB, with what it was made for.
+
+``{"state_dict": {...}, "meta": "<one JSON string>"}``; keys (``blocks.0.linear_a_q.weight``) carry no level, so that a
+file fits any slot of any network on the same base.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+from torch import Tensor
+
+from samora_monai import __version__
+from samora_monai.checkpoints.files import (
+    LoadReport,
+    Source,
+    check_meta,
+    copy_strictly,
+    read_parts,
+    sha256_of,
+    write_checkpoint,
+)
+from samora_monai.checkpoints.sam import base_keys
+from samora_monai.errors import InputError
+from samora_monai.networks.segmenter import PRESETS, Segmenter
+
+FORMAT_VERSION = 1
+
+
+def preset_name(net: Segmenter) -> str:
+    """``"vit_b"`` and so on, or the sizes of an encoder that is no preset."""
+    encoder = net.image_encoder
+    sizes = (encoder.embed_dim, len(encoder.blocks), encoder.num_heads)
+    for name, preset in PRESETS.items():
+        if sizes == (preset["embed_dim"], preset["depth"], preset["num_heads"]):
+            return name
+    return "ViT {} wide, {} deep, {} heads".format(*sizes)
+
+
+def base_sha256(net: Segmenter) -> str:
+    """Hash of the base encoder without its position tables, so that it is the same at every input size."""
+    state = net.state_dict()
+    keys = [
+        k for k in base_keys(net) if k.startswith("image_encoder.") and not re.search(r"pos_embed|rel_pos_[hw]$", k)
+    ]
+    return sha256_of({key: state[key] for key in keys})
+
+
+def _slot(net: Segmenter, level: str) -> str:
+    if level in net.image_encoder.experts:
+        return level
+    if len(net.image_encoder.experts) == 1:
+        return net.image_encoder.experts[0]
+    raise InputError(f"the network has no expert {level!r}, only {net.image_encoder.experts}; build it with that one")
+
+
+def _keys(net: Segmenter, slot: str) -> dict[str, str]:
+    pattern = re.compile(rf"image_encoder\.(blocks\.\d+)\.attn\.experts\.{re.escape(slot)}\.(.*)")
+    return {f"{m[1]}.{m[2]}": key for key in net.state_dict() if (m := pattern.fullmatch(key))}
+
+
+def _made_for(net: Segmenter) -> dict[str, Any]:
+    return {"preset": preset_name(net), "rank": net.image_encoder.rank, "base_sha256": base_sha256(net)}
+
+
+def save_expert(net: Segmenter, path: str | os.PathLike[str], level: str, teacher: str | None = None) -> None:
+    """Writes the expert of `level` (or the only expert of the network) to a file.
+
+    Args:
+        teacher: what it was taught by, kept in the file's meta.
+    """
+    slot = _slot(net, level)
+    state: dict[str, Tensor] = {
+        ours: net.state_dict()[key].detach().cpu().clone() for ours, key in _keys(net, slot).items()
+    }
+    meta = _made_for(net)
+    meta |= {
+        "kind": "expert",
+        "format_version": FORMAT_VERSION,
+        "level": level,
+        "alpha": meta["rank"],  # delta = alpha / rank * B A, and SAMed has no such factor
+        "targets": ["q", "v"],
+        "blocks": len(net.image_encoder.blocks),
+        "image_size": net.image_size,
+        "teacher": teacher,
+        "sha256": sha256_of(state),
+        "package_version": __version__,
+    }
+    write_checkpoint({"state_dict": state, "meta": json.dumps(meta)}, path)
+
+
+def load_expert(net: Segmenter, source: Source, level: str) -> LoadReport:
+    """Loads an expert file into the slot `level` of `net`, whose SAM base must be loaded already.
+
+    Raises:
+        MissingFileError, InputError: no such file; no expert file; damaged; of another level, rank, preset or base.
+    """
+    slot = _slot(net, level)
+    state, meta, name = read_parts(source, "expert")
+    check_meta(name, meta, {"format_version": FORMAT_VERSION, "level": level, **_made_for(net)})
+    keys = _keys(net, slot)
+    ours = {keys.get(key, key): value for key, value in state.items()}
+    return LoadReport(name, copied=copy_strictly(net, ours, list(keys.values()), name, "the expert has other blocks"))

@@ -1,0 +1,18 @@
+"""Full model files: MONAI's flat state dict with everything inside, so that inference needs one file."""
+
+from __future__ import annotations
+
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_checkpoint
+from samora_monai.networks.segmenter import Segmenter
+
+
+def load_model(net: Segmenter, source: Source) -> LoadReport:
+    """Loads a bundle's ``model.pt``, or the ``"model"`` entry of a training checkpoint, strictly.
+
+    Raises:
+        MissingFileError, InputError: no such file; keys or shapes of another network (names the first of them).
+    """
+    state, name = read_checkpoint(source)
+    state = state["model"] if set(state) >= {"model", "optimizer"} else state
+    remedy = f"it was trained with other settings than this network ({net.describe()}); give it the same ones"
+    return LoadReport(name, copied=copy_strictly(net, state, list(net.state_dict()), name, remedy))

@@ -1,0 +1,75 @@
+"""Meta's SAM checkpoints (vit_b, vit_l, vit_h; made at 1024) into a network of any input size.
+
+The rule that SAMed and H-SAM publish (SAMed's `build_sam.load_from`, global blocks told by number as in H-SAM):
+same key and same shape -> copy; absolute positions and the global blocks' relative positions -> linear resize;
+mask tokens, hypernetworks and quality outputs beyond SAM's four -> keep their initialisation.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_checkpoint
+from samora_monai.networks.segmenter import Segmenter
+
+_PER_CLASS = re.compile(r"mask_decoder\.(mask_tokens|output_hypernetworks_mlps|iou_prediction_head\.layers\.2)\.")
+_OURS = re.compile(r"pixel_mean|pixel_std|.*\.(experts|expert|hl_attn)\.")
+
+
+def base_keys(net: Segmenter) -> list[str]:
+    """State-dict keys of `net` that SAM has too."""
+    return [key for key in net.state_dict() if not _OURS.match(key)]
+
+
+def _another_grid(wanted: Tensor, value: Tensor) -> bool:
+    """Same kind and width of table, other number of positions."""
+    return wanted.shape != value.shape and wanted.ndim == value.ndim and wanted.shape[-1] == value.shape[-1]
+
+
+def resize_positions(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Absolute ``[1, G, G, C]`` or relative ``[2 G - 1, d]`` positions to another grid; bilinear, no antialias."""
+    if tensor.ndim == 4:
+        size = (shape[1], shape[2])
+        return F.interpolate(tensor.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    return F.interpolate(tensor[None, None], shape, mode="bilinear", align_corners=False)[0, 0]
+
+
+def load_sam(net: Segmenter, source: Source) -> LoadReport:
+    """Loads a SAM checkpoint into the base of `net`; experts, HL-Attn and extra classes keep their values.
+
+    Args:
+        net: any network of `build_segmenter`.
+        source: path of the file, or its state dict.
+
+    Returns:
+        which tensors were copied, resized, kept and dropped.
+
+    Raises:
+        MissingFileError, InputError: no such file; not a SAM checkpoint; of another encoder (names the key).
+    """
+    state, name = read_checkpoint(source)
+    target = {key: net.state_dict()[key] for key in base_keys(net)}
+    report = LoadReport(name)
+    positions = {"image_encoder.pos_embed"}
+    for i in net.image_encoder.global_attn_indexes:
+        positions |= {f"image_encoder.blocks.{i}.attn.rel_pos_{axis}" for axis in "hw"}
+    fitting: dict[str, Tensor] = {}
+    for key, value in state.items():
+        wanted = target.get(key)
+        if _PER_CLASS.match(key) and (wanted is None or wanted.shape != value.shape):
+            report.dropped.append(key)
+            continue
+        if key in positions and wanted is not None and _another_grid(wanted, value):
+            value = resize_positions(value, tuple(wanted.shape))
+            report.resized.append(key)
+        fitting[key] = value
+    report.kept = [key for key in target if key not in fitting and _PER_CLASS.match(key)]
+    wanted_keys = [key for key in target if key not in set(report.kept)]
+    copy_strictly(
+        net, fitting, wanted_keys, name, "expected a SAM checkpoint of the same encoder (vit_b, vit_l, vit_h)"
+    )
+    report.copied = [key for key in wanted_keys if key not in set(report.resized)]
+    return report

@@ -1,0 +1,93 @@
+"""SAMed's LoRA files, read and written: experts, prompt encoder and mask decoder, without SAM's encoder.
+
+SAMed (https://arxiv.org/abs/2304.13785), `save_lora_parameters` of `sam_lora_image_encoder` and of
+`sam_lora_image_encoder_mask_decoder` (SAMed_s). Tensor number 2 i + j is block i's query (j = 0) or value (j = 1).
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_checkpoint, write_checkpoint
+from samora_monai.errors import InputError
+from samora_monai.networks.segmenter import Segmenter
+
+_DECODER_ATTENTION = {"sa": "self_attn", "cti": "cross_attn_token_to_image", "cit": "cross_attn_image_to_token"}
+
+
+def samed_keys(net: Segmenter) -> dict[str, str]:
+    """SAMed's name -> our name, for every tensor of the file that `net` would be saved to.
+
+    Raises:
+        InputError: the network is not SAMed (one expert, no fusion).
+    """
+    experts = net.image_encoder.experts
+    if len(experts) != 1 or net.image_encoder.fusion:
+        raise InputError(f"SAMed's files hold exactly one expert, but the network has {len(experts)}: {experts}")
+    keys: dict[str, str] = {}
+    for letter in "ab":
+        for i in range(len(net.image_encoder.blocks)):
+            for j, target in enumerate("qv"):
+                name = f"image_encoder.blocks.{i}.attn.experts.{experts[0]}.linear_{letter}_{target}.weight"
+                keys[f"w_{letter}_{2 * i + j:03d}"] = name
+    experts_in_decoder = any(".expert." in name for name in net.mask_decoder.state_dict())
+    if experts_in_decoder:
+        transformer = "mask_decoder.transformer"
+        for short, module in _DECODER_ATTENTION.items():
+            for letter in "ab":
+                for i in range(len(net.mask_decoder.transformer.layers)):
+                    for j, target in enumerate("qv"):
+                        name = f"{transformer}.layers.{i}.{module}.expert.linear_{letter}_{target}.weight"
+                        keys[f"{short}_{letter}_{2 * i + j:03d}"] = name
+        for target in "qv":
+            for letter in "ab":
+                name = f"{transformer}.final_attn_token_to_image.expert.linear_{letter}_{target}.weight"
+                keys[f"fati_{target}{letter}"] = name
+    for name in net.state_dict():
+        of_transformer = name.startswith("mask_decoder.transformer")
+        if name.startswith(("prompt_encoder.", "mask_decoder.")) and not (experts_in_decoder and of_transformer):
+            keys[name] = name
+    return keys
+
+
+def load_samed(net: Segmenter, source: Source) -> LoadReport:
+    """Loads a SAMed or SAMed_s file on top of a SAM base, and sets the pixel statistics to SAMed's: mean 0, std 1.
+
+    Raises:
+        MissingFileError, InputError: no such file; another rank, class count, encoder depth or kind (names the key).
+    """
+    keys = samed_keys(net)
+    state, name = read_checkpoint(source)
+    rank = state["w_a_000"].shape[0] if "w_a_000" in state else None
+    decoder = "sa_a_000" in state
+    remedy = "expected a LoRA file of SAMed for this encoder, number of classes and rank"
+    if rank is not None:
+        remedy += (
+            f" (the file has rank {rank}{' and experts in the decoder: decoder_rank=' + str(rank) if decoder else ''})"
+        )
+    ours = {keys.get(key, key): value for key, value in state.items()}
+    copied = copy_strictly(net, ours, list(keys.values()), name, remedy)
+    with torch.no_grad():
+        net.pixel_mean.zero_()
+        net.pixel_std.fill_(1)
+    return LoadReport(
+        name, copied=copied, kept=[k for k in net.state_dict() if k not in set(copied) and not k.startswith("pixel")]
+    )
+
+
+def save_samed(net: Segmenter, path: str | os.PathLike[str]) -> None:
+    """Writes the file that SAMed reads. SAMed has no pixel statistics, so those of `net` must be 0 and 1.
+
+    Raises:
+        InputError: the network is not SAMed, has other pixel statistics, or the file cannot be written.
+    """
+    keys = samed_keys(net)
+    if net.pixel_mean.abs().max() > 0 or (net.pixel_std - 1).abs().max() > 0:
+        raise InputError(
+            "SAMed's files imply pixel mean 0 and std 1, but the network has others; "
+            "build it with pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1)"
+        )
+    state = net.state_dict()
+    write_checkpoint({theirs: state[ours].detach().cpu().clone() for theirs, ours in keys.items()}, path)

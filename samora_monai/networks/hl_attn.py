@@ -1,0 +1,67 @@
+"""HL-Attn: the hierarchical attention that fuses the experts of an encoder block (SAMora, ICCV 2025).
+
+With E_i what expert i adds to the block (its branch minus the base branch), from the lowest level upwards:
+
+    low = E_patch + CA(E_patch <- E_pixel)
+    E   = E_image + CA(E_image <- low)
+    CA(t <- s) = softmax((W_q t)(W_k s)^T / sqrt(d)) (W_v s) W_o        (multi-head)
+
+Differs from the research release in:
+- no LayerNorm at the end and no biases: experts that say nothing are fused into nothing, whatever the weights;
+- W_o starts at zero, so fine-tuning starts from the sum-free function of SAM and its highest expert, not from noise;
+- the width of the cross-attentions is an argument, for at full width HL-Attn is as large as half of SAM.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samora_monai.errors import InputError
+from samora_monai.networks.windows import Windows
+
+
+class CrossAttention(nn.Module):
+    """CA(target <- source), tokens attending within the windows of the block."""
+
+    def __init__(self, dim: int, num_heads: int, width: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, width, bias=False)
+        self.kv = nn.Linear(dim, 2 * width, bias=False)
+        self.proj = nn.Linear(width, dim, bias=False)
+        nn.init.zeros_(self.proj.weight)
+
+    def forward(self, target: Tensor, source: Tensor, windows: Windows) -> Tensor:
+        """target, source: ``[B, h, w, dim]`` -> ``[B, h, w, dim]``."""
+        q = windows.split(self.q(target), self.num_heads)
+        k, v = (windows.split(t, self.num_heads) for t in self.kv(source).chunk(2, -1))
+        return self.proj(windows.merge(F.scaled_dot_product_attention(q, k, v), target.shape[0]))
+
+
+class HLAttn(nn.Module):
+    """Fuses the contributions of L experts into one, lowest level first.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: heads of the block's attention; the cross-attentions keep their head width.
+        order: names of the experts from the lowest to the highest level.
+        width: inner width of the cross-attentions; ``None`` is `dim`, as in the paper.
+    """
+
+    def __init__(self, dim: int, num_heads: int, order: tuple[str, ...], width: int | None = None) -> None:
+        super().__init__()
+        width = width or dim
+        heads = max(1, width * num_heads // dim)
+        if width % heads:
+            raise InputError(f"fusion_width {width} is not a multiple of its {heads} heads; choose dim, dim/2 or dim/4")
+        self.order = order
+        self.cross = nn.ModuleDict({name: CrossAttention(dim, heads, width) for name in order[1:]})
+
+    def forward(self, contributions: dict[str, Tensor], windows: Windows) -> Tensor:
+        """contributions: one ``[B, h, w, dim]`` for each name of `order` -> ``[B, h, w, dim]``."""
+        low = contributions[self.order[0]]
+        for name, cross in self.cross.items():
+            target = contributions[name]
+            low = target + cross(target, low, windows)
+        return low

@@ -1,0 +1,244 @@
+"""SAM's image encoder, with room for experts and their fusion in every block.
+
+SAM: https://arxiv.org/abs/2304.02643 (segment-anything, Apache-2.0); plain ViT detector: https://arxiv.org/abs/2203.16527.
+Differs from SAM's code in:
+- attention goes through fused kernels (`rel_pos_attention`) and padded window tokens are never projected (`windows`);
+- a block may carry experts (`experts`) and their fusion (`hl_attn`); without them it computes SAM's block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from samora_monai.errors import InputError
+from samora_monai.networks.experts import Expert, add_experts, branch_experts
+from samora_monai.networks.hl_attn import HLAttn
+from samora_monai.networks.layers import LayerNorm2d, MLPBlock
+from samora_monai.networks.rel_pos_attention import rel_pos_attention
+from samora_monai.networks.windows import Windows
+
+
+class Attention(nn.Module):
+    """Multi-head attention with decomposed relative position; experts add to its queries and values.
+
+    Args:
+        dim: width of the tokens.
+        num_heads: heads of width ``dim / num_heads``.
+        windows: how the grid is cut.
+        experts: names of the experts.
+        rank: rank of each expert.
+    """
+
+    def __init__(self, dim: int, num_heads: int, windows: Windows, experts: Sequence[str] = (), rank: int = 4) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.windows = windows
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * windows.side - 1, dim // num_heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * windows.side - 1, dim // num_heads))
+        self.experts = nn.ModuleDict({name: Expert(dim, dim, rank) for name in experts})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, h, w, dim]`` normalised tokens -> ``[B, h, w, dim]``; all experts act together in one branch."""
+        q, k, v = self._qkv(x)
+        if len(self.experts):
+            q, v = add_experts(self._experts(), x, q, v)
+        return self.proj(self._attend(q, k, v))
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What each branch attends to, before the output projection.
+
+        Returns:
+            ``[B, h, w, dim]`` of the base alone and ``[L, B, h, w, dim]`` of the base with each expert.
+        """
+        q, k, v = self._qkv(x)
+        count = len(self.experts)
+        expert_q, expert_v = branch_experts(self._experts(), x, q, v)
+        experts = self._attend(expert_q, k.repeat(count, 1, 1, 1), expert_v)
+        return self._attend(q, k, v), experts.reshape(count, *x.shape)
+
+    def merge_experts(self) -> None:
+        """``W_q += B_q A_q`` and ``W_v += B_v A_v`` for every expert, which is gone then."""
+        q, _, v = self.qkv.weight.chunk(3)
+        for expert in self._experts():
+            delta_q, delta_v = expert.deltas()
+            q += delta_q
+            v += delta_v
+        self.experts = nn.ModuleDict()
+
+    def _experts(self) -> list[Expert]:
+        return cast("list[Expert]", list(self.experts.values()))
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        bias = None if self.windows.pad else self.qkv.bias  # with padding the bias comes after it, in `_attend`
+        q, k, v = nn.functional.linear(x, self.qkv.weight, bias).chunk(3, -1)
+        return q, k, v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        biases = self.qkv.bias.chunk(3) if self.windows.pad else (None, None, None)
+        batch = q.shape[0]
+        q, k, v = (self.windows.split(t, self.num_heads, bias) for t, bias in zip((q, k, v), biases, strict=True))
+        return self.windows.merge(rel_pos_attention(q, k, v, self.rel_pos_h, self.rel_pos_w), batch)
+
+
+class Block(nn.Module):
+    """A transformer block: attention and MLP, each after a LayerNorm and around a residual.
+
+    With `fusion` the experts are branches, E_i is what expert i adds to the base, and HL-Attn fuses them into E:
+
+    - ``"attention"``: E_i = a_i - a, a the attention before its output projection; x + proj(a + E) goes on to the MLP;
+    - ``"block"`` (the paper's equation): every branch runs its own MLP, E_i = y_i - y, and the block gives y + E.
+
+    Args:
+        dim, num_heads, mlp_ratio: sizes of SAM's block.
+        windows: how the token grid is cut for attention.
+        experts, rank: names and rank of the experts.
+        fusion: ``None`` (the experts' deltas are simply added), ``"attention"`` or ``"block"``.
+        fusion_order: names of the experts from the lowest to the highest level.
+        fusion_width: inner width of HL-Attn, ``None`` for `dim`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        windows: Windows,
+        experts: Sequence[str] = (),
+        rank: int = 4,
+        fusion: str | None = None,
+        fusion_order: Sequence[str] = (),
+        fusion_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.windows = windows
+        self.fusion = fusion
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads, windows, experts, rank)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = MLPBlock(dim, int(dim * mlp_ratio))
+        self.hl_attn = HLAttn(dim, num_heads, tuple(fusion_order), fusion_width) if fusion else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, h, w, dim]`` -> ``[B, h, w, dim]``."""
+        if self.hl_attn is None:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        base, experts = self.attn.branches(self.norm1(x))
+        if self.fusion == "attention":
+            x = x + self.attn.proj(base + self._fuse(experts - base))
+            return x + self.mlp(self.norm2(x))
+        base, experts = (x + self.attn.proj(t) for t in (base, experts))
+        base, experts = (t + self.mlp(self.norm2(t)) for t in (base, experts))
+        return base + self._fuse(experts - base)
+
+    def _fuse(self, contributions: Tensor) -> Tensor:
+        """E_i ``[L, B, h, w, dim]`` -> E ``[B, h, w, dim]``."""
+        assert self.hl_attn is not None
+        return self.hl_attn(dict(zip(self.attn.experts, contributions, strict=True)), self.windows)
+
+
+class PatchEmbed(nn.Module):
+    """Patches of 16 x 16 pixels to tokens: ``[B, C, S, S]`` -> ``[B, S/16, S/16, dim]``."""
+
+    def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).permute(0, 2, 3, 1)
+
+
+class ImageEncoder(nn.Module):
+    """SAM's ViT: ``[B, 3, S, S]`` normalised pixels -> ``[B, 256, S/16, S/16]``.
+
+    Args:
+        image_size: side S of the square input, a multiple of `patch_size`.
+        embed_dim, depth, num_heads, mlp_ratio, window_size, global_attn_indexes: as in SAM.
+        patch_size, in_chans, out_chans: 16, 3 and 256 in SAM.
+        experts, rank, fusion, fusion_order, fusion_width: see `Block`.
+        gradient_checkpointing: recompute every block in the backward pass, for large inputs on small devices.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 1024,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        window_size: int = 14,
+        global_attn_indexes: Sequence[int] = (2, 5, 8, 11),
+        patch_size: int = 16,
+        in_chans: int = 3,
+        out_chans: int = 256,
+        experts: Sequence[str] = (),
+        rank: int = 4,
+        fusion: str | None = None,
+        fusion_order: Sequence[str] = (),
+        fusion_width: int | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.experts = tuple(experts)
+        self.rank = rank
+        self.fusion = fusion
+        self.global_attn_indexes = tuple(global_attn_indexes)
+        self.gradient_checkpointing = gradient_checkpointing
+        grid = image_size // patch_size
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio,
+                Windows(grid, 0 if i in self.global_attn_indexes else window_size),
+                experts,
+                rank,
+                fusion,
+                fusion_order,
+                fusion_width,
+            )
+            for i in range(depth)
+        )
+        self.neck = nn.Sequential(
+            nn.Conv2d(embed_dim, out_chans, kernel_size=1, bias=False),
+            LayerNorm2d(out_chans),
+            nn.Conv2d(out_chans, out_chans, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(out_chans),
+        )
+        for name, parameter in self.named_parameters():
+            if name == "pos_embed" or name.endswith(("rel_pos_h", "rel_pos_w")):
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x) + self.pos_embed
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.neck(x.permute(0, 3, 1, 2))
+
+    @torch.no_grad()
+    def merge_experts(self) -> None:
+        """Adds the experts' products to the base weights and removes them: the same function, one branch cheaper.
+
+        Raises:
+            InputError: the experts are fused by HL-Attn, which no base weight can stand for.
+        """
+        if self.fusion:
+            raise InputError("experts that HL-Attn fuses cannot be merged into the base weights")
+        for block in cast("list[Block]", list(self.blocks)):
+            block.attn.merge_experts()
+        self.experts = ()

@@ -1,0 +1,52 @@
+"""Which parameters train, by name: the one place where it is said."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from samora_monai.errors import InputError
+
+# What prompt-free segmentation never uses gets no gradient in any system: other prompts and the quality head.
+_UNUSED = r"prompt_encoder\.(?!no_mask_embed)|mask_decoder\.iou_prediction_head"
+_DECODER = r"prompt_encoder\.no_mask_embed|mask_decoder\."
+_EXPERTS = r"image_encoder\.blocks\.\d+\.attn\.experts\."
+_HL_ATTN = r"image_encoder\.blocks\.\d+\.hl_attn\."
+_DECODER_BASE = r"mask_decoder\.transformer\.(?!.*\.expert\.)"
+
+
+def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, str]:
+    """Regular expressions (to train, never to train) on parameter names.
+
+    - ``"adapters"``: the decoder and the experts; under a fusion HL-Attn instead of the experts, which stay frozen;
+      with experts in the decoder its transformer stays frozen too (SAMed_s);
+    - ``"decoder"``: the decoder alone;
+    - ``"all"``: everything that prompt-free segmentation uses, for training from scratch.
+    """
+    names = [name for name, _ in net.named_parameters()]
+    frozen = _UNUSED
+    if train == "all":
+        return ".", frozen
+    if any(".expert." in name for name in names):
+        frozen = f"{frozen}|{_DECODER_BASE}"
+    if train == "decoder":
+        return _DECODER, frozen
+    if train == "adapters":
+        return f"{_DECODER}|{_HL_ATTN if any(re.match(_HL_ATTN, n) for n in names) else _EXPERTS}", frozen
+    raise InputError(f"unknown choice of trainable parameters {train!r}; choose 'adapters', 'decoder' or 'all'")
+
+
+def set_trainable(net: nn.Module, train: str = "adapters") -> list[str]:
+    """Sets ``requires_grad`` of every parameter of `net`; returns the names of those that train.
+
+    Raises:
+        InputError: `train` is none of the choices of `trainable_patterns`.
+    """
+    wanted, frozen = trainable_patterns(net, train)
+    names = []
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(bool(re.match(wanted, name)) and not re.match(frozen, name))
+        if parameter.requires_grad:
+            names.append(name)
+    return names

@@ -1,0 +1,104 @@
+"""SAM's two-way transformer: prompt and mask tokens attend to the image and the image attends to them.
+
+Source: segment-anything (https://arxiv.org/abs/2304.02643), Apache-2.0.
+Differs from SAM's code in: fused attention kernels; an expert may stand beside the q and v projections (SAMed_s).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samora_monai.networks.experts import Expert
+from samora_monai.networks.layers import MLPBlock
+
+
+class TokenAttention(nn.Module):
+    """Attention between two token sets; SAM downscales the inner width of the cross-attentions by two.
+
+    Args:
+        dim: width of the tokens.
+        inner_dim: inner width.
+        num_heads: number of heads.
+        rank: rank of the low-rank expert on q and v; 0 for none.
+    """
+
+    def __init__(self, dim: int, inner_dim: int, num_heads: int, rank: int = 0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(dim, inner_dim)
+        self.k_proj = nn.Linear(dim, inner_dim)
+        self.v_proj = nn.Linear(dim, inner_dim)
+        self.out_proj = nn.Linear(inner_dim, dim)
+        self.expert = Expert(dim, inner_dim, rank) if rank else None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: ``[B or 1, n, dim]``; k, v: ``[B or 1, m, dim]`` -> ``[B, n, dim]``."""
+        query, value = self.q_proj(q), self.v_proj(v)
+        if self.expert is not None:
+            query = query + self.expert.linear_b_q(self.expert.linear_a_q(q))
+            value = value + self.expert.linear_b_v(self.expert.linear_a_v(v))
+        heads = [t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, self.k_proj(k), value)]
+        batch = max(len(t) for t in heads)  # tokens without prompts have batch 1 until they meet the images
+        out = F.scaled_dot_product_attention(*(t.expand(batch, -1, -1, -1) for t in heads))
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class TwoWayAttentionBlock(nn.Module):
+    """Self-attention of the tokens, tokens to image, MLP on the tokens, image to tokens."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, first: bool, rank: int = 0) -> None:
+        super().__init__()
+        self.first = first
+        self.self_attn = TokenAttention(dim, dim, num_heads, rank)
+        self.norm1 = nn.LayerNorm(dim)
+        self.cross_attn_token_to_image = TokenAttention(dim, dim // 2, num_heads, rank)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLPBlock(dim, mlp_dim, nn.ReLU)
+        self.norm3 = nn.LayerNorm(dim)
+        self.norm4 = nn.LayerNorm(dim)
+        self.cross_attn_image_to_token = TokenAttention(dim, dim // 2, num_heads, rank)
+
+    def forward(self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor) -> tuple[Tensor, Tensor]:
+        if self.first:  # as in SAM: no positional encoding and no residual, the queries are the encoding themselves
+            queries = self.self_attn(queries, queries, queries)
+        else:
+            q = queries + query_pe
+            queries = queries + self.self_attn(q, q, queries)
+        queries = self.norm1(queries)
+        attended = self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys)
+        queries = self.norm2(queries + attended)
+        queries = self.norm3(queries + self.mlp(queries))
+        attended = self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries)
+        return queries, self.norm4(keys + attended)
+
+
+class TwoWayTransformer(nn.Module):
+    """Args: `depth` blocks of width `dim`; `rank` of the experts on every attention's q and v, 0 for none."""
+
+    def __init__(self, depth: int, dim: int, num_heads: int, mlp_dim: int, rank: int = 0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TwoWayAttentionBlock(dim, num_heads, mlp_dim, first=i == 0, rank=rank) for i in range(depth)
+        )
+        self.final_attn_token_to_image = TokenAttention(dim, dim // 2, num_heads, rank)
+        self.norm_final_attn = nn.LayerNorm(dim)
+
+    def forward(self, image_embedding: Tensor, image_pe: Tensor, point_embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Lets tokens and image exchange.
+
+        Args:
+            image_embedding: ``[B, dim, G, G]``.
+            image_pe: ``[1 or B, dim, G, G]``.
+            point_embedding: tokens ``[B or 1, n, dim]``, also their own positional encoding.
+
+        Returns:
+            tokens ``[B, n, dim]`` and image tokens ``[B, G * G, dim]``.
+        """
+        keys = image_embedding.flatten(2).transpose(1, 2)
+        key_pe = image_pe.flatten(2).transpose(1, 2)
+        queries = point_embedding
+        for layer in self.layers:
+            queries, keys = layer(queries, keys, point_embedding, key_pe)
+        attended = self.final_attn_token_to_image(queries + point_embedding, keys + key_pe, keys)
+        return self.norm_final_attn(queries + attended), keys
