@@ -1,0 +1,46 @@
+"""The names of the classes: from the settings or from the datalist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from samora_monai.data.datalist import Cases
+from samora_monai.errors import InputError
+
+MAX_CLASSES = 256  # label files are uint8
+_REMEDY = "use --num_classes N or --class_names \"['background','liver']\""
+
+
+def resolve_class_names(
+    cases: Cases, num_classes: int | None = None, class_names: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """The name of each class, background first.
+
+    Explicit `class_names` win; then `num_classes`, with the datalist's names if it has that many, else
+    `"background", "class 1", ...`; then the datalist's names.
+
+    Raises:
+        InputError: nothing states the classes, the two settings contradict each other, or there are not 2 to 256.
+    """
+    if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, int)):
+        raise InputError(f"num_classes must be a whole number, got {num_classes!r}; {_REMEDY}")
+    if class_names is not None:
+        if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+            raise InputError(f"class_names must be a list of names, got {class_names!r}; {_REMEDY}")
+        names = tuple(class_names)
+        if num_classes not in (None, len(names)):
+            raise InputError(f"num_classes is {num_classes} but class_names has {len(names)} names; give one of them")
+    elif num_classes is not None:
+        stated = cases.class_names or ()
+        numbered = ("background", *(f"class {value}" for value in range(1, num_classes)))
+        names = stated if len(stated) == num_classes else numbered[: max(num_classes, 0)]
+    elif cases.class_names is not None:
+        names = cases.class_names
+    else:
+        raise InputError(f"'{cases.source}' does not name the classes; {_REMEDY}")
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise InputError(f"expected 2 to {MAX_CLASSES} classes including background, got {len(names)}; {_REMEDY}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two classes have the name '{twice}'; {_REMEDY}")
+    return names

@@ -1,0 +1,211 @@
+"""The cases of a data set: from a Decathlon-style datalist, or from folders with the Decathlon's names.
+
+A datalist is JSON with `training`, `validation` and `unlabeled` lists of `{"image": ..., "label": ...}`; its paths are
+relative to the data folder. nnU-Net's `dataset.json`, which has names but no lists, is combined with the folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.data import load_decathlon_datalist
+
+from samora_monai.data.scans import absolute, case_name, find_scans, relative_case
+from samora_monai.data.transforms import check_known_modality
+from samora_monai.errors import InputError, MissingFileError
+
+DEFAULT_DATALIST = "dataset.json"
+_LISTS = {"training": ("training",), "validation": ("validation", "val"), "unlabeled": ("unlabeled",)}
+_LAYOUTS = f"{DEFAULT_DATALIST}, or folders imagesTr and labelsTr (and imagesVal, labelsVal, imagesUnlabeled)"
+_MR_NAME = re.compile(r"mr|t[12]|flair|adc|dwi|pd\b|lge", re.IGNORECASE)  # the start of a word
+_LABELS_EXAMPLE = '{"0": "background", "1": "liver"}'
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The scans of one data set.
+
+    Args:
+        training: `{"image": path, "label": path}` with absolute paths, per scan.
+        validation: the same; may be empty.
+        unlabeled: `{"image": path}` per scan; may be empty.
+        class_names: the name of each label value, background first; `None` if not stated.
+        modality: `"CT"`, `"MR"`, or `None` if not stated or neither.
+        source: the file or folder that this was read from.
+    """
+
+    training: tuple[dict[str, str], ...]
+    validation: tuple[dict[str, str], ...]
+    unlabeled: tuple[dict[str, str], ...]
+    class_names: tuple[str, ...] | None
+    modality: str | None
+    source: str
+
+
+def find_cases(
+    dataset_dir: str | os.PathLike, datalist: str | os.PathLike = DEFAULT_DATALIST, num_labeled: int | None = None
+) -> Cases:
+    """Read the cases of `dataset_dir`.
+
+    Args:
+        dataset_dir: folder with a datalist, or with `imagesTr/`, `labelsTr/` and, where there are such scans,
+            `imagesVal/`, `labelsVal/`, `imagesUnlabeled/`. Image and label share a name; images may end in `_0000`.
+        datalist: the datalist's name in that folder, or its absolute path.
+        num_labeled: keep only the first so many training scans.
+
+    Raises:
+        MissingFileError: the folder, the datalist (unless it is the default) or a listed file is missing.
+        InputError: no cases, an image without label or the reverse, a scan both in training and in validation,
+            a malformed datalist, or `num_labeled` out of range.
+    """
+    root = absolute(dataset_dir)
+    if not root.is_dir():
+        raise MissingFileError(f"data folder '{root}' does not exist or is not a folder; give --dataset_dir FOLDER")
+    file = root / Path(datalist).expanduser()
+    if file.is_file():
+        header = _read_json(file)
+        listed = any(key in header for keys in _LISTS.values() for key in keys)
+        lists = {name: _read_list(file, root, header, name) for name in _LISTS} if listed else _read_folders(root)
+    elif str(datalist) != DEFAULT_DATALIST:
+        raise MissingFileError(f"datalist '{file}' does not exist; give its name in '{root}' or an absolute path")
+    else:
+        header, lists = {}, _read_folders(root)
+
+    source = str(file if header else root)
+    if not any(lists.values()):
+        raise InputError(f"'{source}' lists no scans; expected {_LAYOUTS}")
+    _check_files(lists, source)
+    training = lists["training"]
+    if num_labeled is not None:
+        training = training[: _check_num_labeled(num_labeled, len(training), source)]
+    return Cases(
+        training=tuple(training),
+        validation=tuple(lists["validation"]),
+        unlabeled=tuple(lists["unlabeled"]),
+        class_names=_class_names(header, source),
+        modality=_modality(header),
+        source=source,
+    )
+
+
+def check_modality(cases: Cases, modality: str) -> None:
+    """Raise an `InputError` if the datalist states another modality than the setting `modality`."""
+    check_known_modality(modality)
+    if cases.modality not in (None, modality):
+        raise InputError(
+            f"'{cases.source}' says that the scans are {cases.modality}, but modality is {modality}; "
+            f"use --modality {cases.modality}"
+        )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"datalist '{file}' is not valid JSON: {error}") from error
+    if not isinstance(header, dict) or not header:
+        raise InputError(f"datalist '{file}' must hold an object with a list 'training', got {type(header).__name__}")
+    return header
+
+
+def _read_list(file: Path, root: Path, header: dict[str, Any], name: str) -> list[dict[str, str]]:
+    key = next((key for key in _LISTS[name] if key in header), None)
+    if key is None:
+        return []
+    wanted = ("image",) if name == "unlabeled" else ("image", "label")
+    entries = header[key] if isinstance(header[key], list) else [header[key]]
+    for entry in entries:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(part), str) for part in wanted):
+            raise InputError(
+                f"'{key}' in datalist '{file}' has the entry {json.dumps(entry)[:120]}; "
+                f"expected one path each for {' and '.join(wanted)}"
+            )
+    items = load_decathlon_datalist(file, True, key, base_dir=root) if entries else []
+    return [{part: str(item[part]) for part in wanted} for item in items]
+
+
+def _read_folders(root: Path) -> dict[str, list[dict[str, str]]]:
+    if not any((root / name).is_dir() for name in ("imagesTr", "imagesVal", "imagesUnlabeled")):
+        raise InputError(f"no cases in '{root}'; expected {_LAYOUTS}")
+    unlabeled = root / "imagesUnlabeled"
+    return {
+        "training": _pair(root / "imagesTr", root / "labelsTr"),
+        "validation": _pair(root / "imagesVal", root / "labelsVal"),
+        "unlabeled": find_scans(unlabeled) if unlabeled.is_dir() else [],
+    }
+
+
+def _pair(images: Path, labels: Path) -> list[dict[str, str]]:
+    """Scans of two folders with the same relative path and name; nnU-Net's channel suffix `_0000` is optional."""
+    if not images.is_dir() and not labels.is_dir():
+        return []
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise MissingFileError(f"folder '{folder}' does not exist; images and labels belong in two folders")
+    label_of = {relative_case(scan["image"], labels): scan["image"] for scan in find_scans(labels)}
+    pairs = []
+    for scan in find_scans(images):
+        case = relative_case(scan["image"], images)
+        if case not in label_of:
+            case = case.with_name(case_name(scan["image"]).removesuffix("_0000"))
+        if case not in label_of:
+            raise InputError(f"image '{scan['image']}' has no label; expected a file named '{labels / case}.nii.gz'")
+        pairs.append({"image": scan["image"], "label": label_of.pop(case)})
+    if label_of:
+        label = next(iter(label_of.values()))
+        raise InputError(f"label '{label}' has no image in '{images}'; add the image or remove the label")
+    return pairs
+
+
+def _check_files(lists: dict[str, list[dict[str, str]]], source: str) -> None:
+    paths = [path for items in lists.values() for item in items for path in item.values()]
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        more = f" and {len(missing) - 1} more listed files" if len(missing) > 1 else ""
+        verb = "do" if len(missing) > 1 else "does"
+        raise MissingFileError(f"'{missing[0]}'{more} in '{source}' {verb} not exist; paths are relative to its folder")
+    trained = {os.path.realpath(item["image"]) for item in lists["training"]}
+    shared = [item["image"] for item in lists["validation"] if os.path.realpath(item["image"]) in trained]
+    if shared:
+        raise InputError(f"'{shared[0]}' is in training and in validation of '{source}'; list each scan once")
+
+
+def _check_num_labeled(num_labeled: int, available: int, source: str) -> int:
+    if isinstance(num_labeled, bool) or not isinstance(num_labeled, int) or not 1 <= num_labeled <= available:
+        raise InputError(
+            f"num_labeled must be a whole number from 1 to {available} (training scans in '{source}'), "
+            f"got {num_labeled!r}; use --num_labeled {available} or leave it out"
+        )
+    return num_labeled
+
+
+def _class_names(header: dict[str, Any], source: str) -> tuple[str, ...] | None:
+    labels = header.get("labels")
+    if labels is None:
+        return None
+    try:  # Decathlon: {"1": "liver"}; nnU-Net v2: {"liver": 1}
+        pairs = list(labels.items())
+        by_value = all(str(key).isdecimal() for key, _ in pairs)
+        names = {int(key): str(name) for key, name in pairs} if by_value else {int(v): str(k) for k, v in pairs}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"'labels' in '{source}' must name each label value, as in {_LABELS_EXAMPLE}") from error
+    if sorted(names) != list(range(len(pairs))):
+        found = ", ".join(str(value) for value in sorted(names))
+        raise InputError(f"'labels' in '{source}' must number the classes 0, 1, 2, ... without gaps, got {found}")
+    return tuple(names[value] for value in range(len(names)))
+
+
+def _modality(header: dict[str, Any]) -> str | None:
+    channels = header.get("modality", header.get("channel_names"))
+    names = list(channels.values()) if isinstance(channels, dict) else [channels]
+    words = {word for name in names for word in re.split(r"[^A-Za-z0-9]+", str(name or "")) if word}
+    if "CT" in {word.upper() for word in words}:
+        return "CT"
+    if any(_MR_NAME.match(word) or word.upper().endswith("MRI") for word in words):
+        return "MR"
+    return None

@@ -1,0 +1,107 @@
+"""Writing predicted label maps: uint8 NIfTI in the scan's geometry, complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import SaveImaged
+from monai.utils import ImageMetaKey, MetaKeys
+
+from samora_monai.data.scans import absolute, relative_case
+from samora_monai.errors import InputError
+
+
+class SaveLabeld(SaveImaged):
+    """Write label maps as `<output_dir>/<sub-folder>/<case>_<postfix>.nii.gz`.
+
+    Differs from `SaveImaged` in: the file appears only when it is complete (written under a hidden name, then renamed);
+    sub-folders are those of `data_root_dir`, and a case name keeps its dots; two scans never share a file;
+    uint8; no log. The path is put into the metadata under `"saved_to"`.
+
+    Args:
+        keys: keys of label maps `[1, X, Y, Z]`, integers 0 to 255, already inverted to the scan's own grid.
+        output_dir: folder of the results.
+        data_root_dir: folder of the scans whose sub-folders are kept; default: all results in one folder.
+        output_postfix: end of the file name.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | os.PathLike,
+        data_root_dir: str | os.PathLike = "",
+        output_postfix: str = "seg",
+    ) -> None:
+        super().__init__(keys, output_dir=Path(output_dir), output_postfix=output_postfix, output_dtype=np.uint8)
+        self.output_dir = absolute(output_dir)
+        self.data_root_dir = data_root_dir
+        self.output_postfix = output_postfix
+        self._scan_of_file: dict[Path, str] = {}
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
+        """
+        Raises:
+            InputError: the file cannot be written, or another scan's result has the same name.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            label: MetaTensor = d[key]
+            assert label.ndim == 4 and label.shape[0] == 1, f"expected a label map [1, X, Y, Z], got {label.shape}"
+            file = self._file_for(str(label.meta[ImageMetaKey.FILENAME_OR_OBJ]))
+            array = label.as_tensor()[0].to(torch.uint8).cpu().numpy()
+            image = nib.Nifti1Image(array, np.asarray(label.affine.cpu(), dtype=np.float64))
+            image.set_qform(image.affine, code=1)  # ITK reads the qform, others the sform
+            image.set_sform(image.affine, code=1)
+            image.header.set_xyzt_units("mm")
+            try:
+                _write_atomically(image, file)
+            except OSError as error:
+                raise InputError(f"cannot write '{file}': {error.strerror or error}") from error
+            label.meta[MetaKeys.SAVED_TO] = str(file)
+        return d
+
+    def _file_for(self, scan: str) -> Path:
+        case = relative_case(scan, self.data_root_dir or Path(scan).parent)
+        file = self.output_dir / case.parent / f"{case.name}_{self.output_postfix}.nii.gz"
+        other = self._scan_of_file.setdefault(file, scan)
+        if other != scan:
+            raise InputError(f"results of '{other}' and '{scan}' would both be '{file}'; rename one of the scans")
+        return file
+
+
+def check_output_dir(path: str | os.PathLike) -> Path:
+    """Create the folder `path` if need be, prove that files can be written there, and return its absolute path.
+
+    Raises:
+        InputError: the folder cannot be created or written.
+    """
+    folder = absolute(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write to output folder '{folder}': {error.strerror}; choose another folder with --output_dir"
+        ) from error
+    return folder
+
+
+def _write_atomically(image: nib.Nifti1Image, file: Path) -> None:
+    """Save under a hidden name in the same folder, then rename: a kill in between leaves no file named `file`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{os.getpid()}_{file.name}")
+    try:
+        nib.save(image, unfinished)
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)

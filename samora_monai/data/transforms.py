@@ -1,0 +1,221 @@
+"""Reading, checking and scaling scans: MONAI dictionary transforms whose errors name the file and the remedy.
+
+They may be called one at a time, on dictionaries that carry other keys (as MONAI Label does).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import DtypeLike, KeysCollection
+from monai.data import ImageReader, MetaTensor
+from monai.transforms import (
+    LoadImage,
+    LoadImaged,
+    MapTransform,
+    ScaleIntensityRange,
+    ScaleIntensityRangePercentiles,
+    Transform,
+)
+from monai.utils import ImageMetaKey
+
+from samora_monai.errors import InputError, MissingFileError
+
+MODALITIES = ("CT", "MR")
+AFFINE_TOLERANCE = 1e-3  # mm
+
+
+class LoadCase(LoadImage):
+    """`LoadImage` that raises one sentence with the file's name when a file cannot be read."""
+
+    def __call__(self, filename, reader: ImageReader | None = None):
+        """
+        Args:
+            filename: a volume file or the folder of a DICOM series.
+
+        Raises:
+            MissingFileError: the file does not exist.
+            InputError: the file is not a readable image.
+        """
+        if isinstance(filename, str | os.PathLike) and not os.path.exists(os.path.expanduser(filename)):
+            raise MissingFileError(f"scan '{filename}' does not exist")
+        try:
+            return super().__call__(filename, reader)
+        except Exception as error:  # each format's reader has exception classes of its own
+            raise InputError(f"cannot read '{filename}': {_one_line(error)}") from error
+
+
+class LoadCased(LoadImaged):
+    """Dictionary version of `LoadCase`, with the return types of `LoadImaged`.
+
+    Args:
+        keys: keys that hold a path.
+        reader: as in `LoadImaged`; default: chosen by the file's suffix.
+        dtype: type of the loaded values.
+        image_only: if `False`, add the dictionary `<key>_meta_dict` for each key.
+        allow_missing_keys: do not raise if a key is absent.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        reader: type[ImageReader] | str | None = None,
+        dtype: DtypeLike = np.float32,
+        image_only: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, reader=reader, dtype=dtype, image_only=image_only, allow_missing_keys=allow_missing_keys)
+        self._loader = LoadCase(reader=reader, image_only=image_only, dtype=dtype)
+
+
+class CheckCased(MapTransform):
+    """Check a loaded case, channel first, and hand it on unchanged.
+
+    Each of `keys` must be one finite 3-D volume `[1, X, Y, Z]`. A label, where there is one, must have the shape and
+    the affine (to 0.001) of the first of them and integer values in `[0, num_classes)`.
+
+    Args:
+        keys: keys of the images; the label's may follow.
+        num_classes: number of classes with background; `None` allows 0 to 255.
+        label_key: key of the label; not checked where it is absent or still a path.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int | None = None, label_key: str = "label") -> None:
+        super().__init__(keys)
+        self.num_classes = num_classes
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
+        """
+        Raises:
+            InputError: a check failed; the message names the file.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            kind = "label" if key == self.label_key else "image"
+            _check_volume(d[key], kind)
+            finite = torch.isfinite(d[key])
+            if not finite.all():
+                raise InputError(
+                    f"{kind} '{_name(d[key])}' has {int((~finite).sum())} voxels that are NaN or infinite; "
+                    "replace them by finite values"
+                )
+        label = d.get(self.label_key)
+        if isinstance(label, MetaTensor):
+            _check_volume(label, "label")
+            _check_same_grid(d[self.first_key(d)], label)
+            _check_values(label, self.num_classes)
+        return d
+
+
+class ScaleScand(MapTransform):
+    """Scale grey values to [0, 1].
+
+    CT: `window` in HU to [0, 1]. MR: the two `percentiles` of the whole volume to [0, 1]. Values outside are clipped;
+    a constant MR volume becomes zeros.
+
+    Args:
+        keys: keys of the images.
+        modality: `"CT"` or `"MR"`.
+        window: lowest and highest HU that are told apart.
+        percentiles: percentiles of an MR volume that become 0 and 1.
+
+    Raises:
+        InputError: unknown modality, or bounds that are not an increasing pair.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        modality: str = "CT",
+        window: Sequence[float] = (-125, 275),
+        percentiles: Sequence[float] = (0.5, 99.5),
+    ) -> None:
+        super().__init__(keys)
+        check_known_modality(modality)
+        low, high = _increasing_pair(window, "window", "[-125,275]", (-np.inf, np.inf))
+        lower, upper = _increasing_pair(percentiles, "percentiles", "[0.5,99.5]", (0, 100))
+        self.modality = modality
+        self.scale: Transform
+        if modality == "CT":
+            self.scale = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)
+        else:
+            self.scale = ScaleIntensityRangePercentiles(lower, upper, 0.0, 1.0, clip=True)
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
+        """`[1, X, Y, Z]` in HU or grey values -> the same shape, float32 in [0, 1]."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            constant = self.modality == "MR" and bool(d[key].min() == d[key].max())
+            # clamp: where both percentiles have the same grey level, MONAI shifts without clipping
+            d[key] = torch.zeros_like(d[key]) if constant else self.scale(d[key]).clamp(0, 1)
+        return d
+
+
+def check_known_modality(modality: str) -> None:
+    """Raise an `InputError` unless `modality` is `"CT"` or `"MR"`."""
+    if modality not in MODALITIES:
+        raise InputError(f"modality must be 'CT' or 'MR', got {modality!r}; use --modality CT or --modality MR")
+
+
+def _check_volume(image: torch.Tensor, kind: str) -> None:
+    if image.ndim != 4 or image.shape[0] != 1:
+        spatial = list(image.shape[1:]) + [image.shape[0]] * (image.shape[0] > 1)
+        raise InputError(
+            f"{kind} '{_name(image)}' must be one 3-D volume, got shape {spatial}; give one 3-D volume per file"
+        )
+
+
+def _check_same_grid(image: MetaTensor, label: MetaTensor) -> None:
+    names = f"label '{_name(label)}' does not lie on the grid of image '{_name(image)}'"
+    if image.shape != label.shape:
+        raise InputError(
+            f"{names}: shape {list(label.shape[1:])}, expected {list(image.shape[1:])}; resample it to the image"
+        )
+    difference = float((image.affine - label.affine).abs().max())
+    if difference > AFFINE_TOLERANCE:
+        raise InputError(
+            f"{names}: affines differ by up to {difference:.3g} mm, label {_affine_text(label)}, "
+            f"image {_affine_text(image)}; resample it to the image or mend its header"
+        )
+
+
+def _check_values(label: torch.Tensor, num_classes: int | None) -> None:
+    highest = 255 if num_classes is None else num_classes - 1
+    if bool((label >= 0).all()) and bool((label <= highest).all()) and bool((label == label.round()).all()):
+        return
+    values = np.unique(label.cpu().numpy())  # unlike torch's, it counts NaN once
+    shown = ", ".join(f"{value:g}" for value in values[:12].tolist()) + (", ..." if len(values) > 12 else "")
+    remedy = "give one integer per voxel"
+    if num_classes is not None and (values == values.round()).all() and (values >= 0).all():
+        remedy = f"use --num_classes {int(values.max()) + 1} or renumber the label"
+    raise InputError(f"label '{_name(label)}' has the values {shown}, expected integers from 0 to {highest}; {remedy}")
+
+
+def _increasing_pair(
+    values: Sequence[float], name: str, example: str, limits: tuple[float, float]
+) -> tuple[float, float]:
+    pair = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
+    numbers = len(pair) == 2 and all(isinstance(value, int | float) for value in pair)
+    if not numbers or not limits[0] <= pair[0] < pair[1] <= limits[1]:
+        raise InputError(f'{name} must be two increasing numbers, got {values!r}; use for example --{name} "{example}"')
+    return float(pair[0]), float(pair[1])
+
+
+def _name(image: torch.Tensor) -> str:
+    meta = image.meta if isinstance(image, MetaTensor) else {}
+    return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "without a file name"))
+
+
+def _affine_text(image: MetaTensor) -> str:
+    return str(np.round(np.asarray(image.affine, dtype=float), 3)[:3].tolist())
+
+
+def _one_line(error: Exception, limit: int = 200) -> str:
+    """The reason in an exception's text: ITK puts it behind source positions, and it may have many lines."""
+    text = " ".join((str(error) or type(error).__name__).split("ITK ERROR:")[-1].split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
