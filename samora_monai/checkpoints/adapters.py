@@ -10,8 +10,9 @@ import os
 from typing import Any
 
 from samora_monai import __version__
-from samora_monai.checkpoints.experts import FORMAT_VERSION, base_sha256, preset_name
+from samora_monai.checkpoints.experts import base_sha256
 from samora_monai.checkpoints.files import (
+    FORMAT_VERSION,
     LoadReport,
     Source,
     check_meta,
@@ -20,7 +21,8 @@ from samora_monai.checkpoints.files import (
     sha256_of,
     write_checkpoint,
 )
-from samora_monai.checkpoints.sam import base_keys
+from samora_monai.checkpoints.sam import base_keys, preset_name
+from samora_monai.networks.hl_attn import HLAttn
 from samora_monai.networks.segmenter import Segmenter
 
 
@@ -38,13 +40,15 @@ def _made_for(net: Segmenter) -> dict[str, Any]:
         "experts": list(encoder.experts),
         "rank": encoder.rank if encoder.experts else None,
         "fusion": encoder.fusion,
+        "fusion_order": next((list(m.order) for m in net.modules() if isinstance(m, HLAttn)), []),
         "base_sha256": base_sha256(net),
     }
 
 
 def save_adapter(net: Segmenter, path: str | os.PathLike[str]) -> None:
     """Writes what was added to the SAM base, and what it was made for."""
-    state = {key: net.state_dict()[key].detach().cpu().clone() for key in adapter_keys(net)}
+    full = net.state_dict()
+    state = {key: full[key].cpu().clone() for key in adapter_keys(net)}
     meta = _made_for(net) | {
         "kind": "adapter",
         "format_version": FORMAT_VERSION,
@@ -62,6 +66,7 @@ def load_adapter(net: Segmenter, source: Source) -> LoadReport:
         MissingFileError, InputError: no such file; no adapter file; damaged; another make or base (names the field).
     """
     state, meta, name = read_parts(source, "adapter")
-    check_meta(name, meta, {"format_version": FORMAT_VERSION, **_made_for(net)})
+    check_meta(name, meta, _made_for(net))
     copied = copy_strictly(net, state, adapter_keys(net), name, "the adapter is of another make")
-    return LoadReport(name, copied=copied, kept=[k for k in net.state_dict() if k not in set(copied)])
+    base = net.state_dict().keys() - set(copied)
+    return LoadReport(name, copied=copied, kept=sorted(base))

@@ -11,10 +11,9 @@ import os
 import re
 from typing import Any
 
-from torch import Tensor
-
 from samora_monai import __version__
 from samora_monai.checkpoints.files import (
+    FORMAT_VERSION,
     LoadReport,
     Source,
     check_meta,
@@ -23,21 +22,9 @@ from samora_monai.checkpoints.files import (
     sha256_of,
     write_checkpoint,
 )
-from samora_monai.checkpoints.sam import base_keys
+from samora_monai.checkpoints.sam import base_keys, preset_name
 from samora_monai.errors import InputError
-from samora_monai.networks.segmenter import PRESETS, Segmenter
-
-FORMAT_VERSION = 1
-
-
-def preset_name(net: Segmenter) -> str:
-    """``"vit_b"`` and so on, or the sizes of an encoder that is no preset."""
-    encoder = net.image_encoder
-    sizes = (encoder.embed_dim, len(encoder.blocks), encoder.num_heads)
-    for name, preset in PRESETS.items():
-        if sizes == (preset["embed_dim"], preset["depth"], preset["num_heads"]):
-            return name
-    return "ViT {} wide, {} deep, {} heads".format(*sizes)
+from samora_monai.networks.segmenter import Segmenter
 
 
 def base_sha256(net: Segmenter) -> str:
@@ -54,7 +41,7 @@ def _slot(net: Segmenter, level: str) -> str:
         return level
     if len(net.image_encoder.experts) == 1:
         return net.image_encoder.experts[0]
-    raise InputError(f"the network has no expert {level!r}, only {net.image_encoder.experts}; build it with that one")
+    raise InputError(f"the network has no expert {level!r}, only {net.image_encoder.experts}; build it with it")
 
 
 def _keys(net: Segmenter, slot: str) -> dict[str, str]:
@@ -73,9 +60,8 @@ def save_expert(net: Segmenter, path: str | os.PathLike[str], level: str, teache
         teacher: what it was taught by, kept in the file's meta.
     """
     slot = _slot(net, level)
-    state: dict[str, Tensor] = {
-        ours: net.state_dict()[key].detach().cpu().clone() for ours, key in _keys(net, slot).items()
-    }
+    full = net.state_dict()
+    state = {ours: full[key].cpu().clone() for ours, key in _keys(net, slot).items()}
     meta = _made_for(net)
     meta |= {
         "kind": "expert",
@@ -100,7 +86,7 @@ def load_expert(net: Segmenter, source: Source, level: str) -> LoadReport:
     """
     slot = _slot(net, level)
     state, meta, name = read_parts(source, "expert")
-    check_meta(name, meta, {"format_version": FORMAT_VERSION, "level": level, **_made_for(net)})
+    check_meta(name, meta, {"level": level, **_made_for(net)})
     keys = _keys(net, slot)
     ours = {keys.get(key, key): value for key, value in state.items()}
     return LoadReport(name, copied=copy_strictly(net, ours, list(keys.values()), name, "the expert has other blocks"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import pickle
-import tempfile
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from samora_monai.errors import InputError, MissingFileError
 
+FORMAT_VERSION = 1  # of our expert and adapter files
 Source = Union[str, "os.PathLike[str]", Mapping[str, Any]]
 
 
@@ -62,58 +63,111 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
         raise MissingFileError(f"no checkpoint {str(path)!r}; check the path or download it first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        reason = str(e).split("\n")[0]
-        if "Unsupported global" in str(e) or "weights_only" in str(e).lower():
+    except PermissionError as e:
+        raise InputError(f"checkpoint {str(path)!r} may not be read; change its permissions") from e
+    except Exception as e:  # the unpickler answers bytes that are no checkpoint with errors of a dozen types
+        if code := re.search(r"Unsupported (?:global: GLOBAL|class) \S+|TorchScript", str(e)):
             raise InputError(
-                f"checkpoint {str(path)!r} holds code objects, which could run anything when loaded; "
-                "expected tensors only: save its plain state_dict where you trust it, and give that file"
+                f"checkpoint {str(path)!r} holds code objects ({code[0].split()[-1]}), which could run anything when "
+                "loaded; expected tensors only: save its plain state_dict where you trust it, and give that file"
             ) from e
-        raise InputError(f"checkpoint {str(path)!r} is damaged or no PyTorch file ({reason}); get it again") from e
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
-        reason = " ".join(str(e).split())[:120]
-        raise InputError(f"checkpoint {str(path)!r} is damaged or no PyTorch file ({reason}); get it again") from e
+        raise InputError(f"checkpoint {str(path)!r} is damaged or no PyTorch file; get it again") from e
     if not isinstance(content, dict):
         raise InputError(f"checkpoint {str(path)!r} holds a {type(content).__name__}; expected a dict of tensors")
     return content, repr(path.name)
 
 
-def write_checkpoint(content: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint atomically: the file is whole or not there."""
+def read_state(source: Source) -> tuple[dict[str, Tensor], str]:
+    """Reads a flat state dict: that of the file, or the ``"model"`` entry of a training checkpoint.
+
+    ``module.``, which DataParallel writes before every key, is taken away.
+
+    Returns:
+        tensors and the file's name for messages.
+    """
+    content, name = read_checkpoint(source)
+    if meta := _own_meta(content):
+        raise InputError(f"checkpoint {name} is an {meta['kind']} file; expected the weights of a network")
+    state = content["model"] if isinstance(content.get("model"), Mapping) else content
+    return _tensors_only({str(key).removeprefix("module."): value for key, value in state.items()}, name), name
+
+
+def read_parts(source: Source, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Reads one of our own ``{"state_dict", "meta"}`` files and checks its kind, format and checksum.
+
+    Returns:
+        tensors, the decoded meta, and the file's name for messages.
+    """
+    content, name = read_checkpoint(source)
+    meta = _own_meta(content)
+    if not meta:
+        found = ", ".join(str(key) for key in list(content)[:3])
+        raise InputError(f"checkpoint {name} ({found}, ...) is no {kind} file or a damaged one; give one of ours")
+    if meta["kind"] != kind:
+        raise InputError(f"checkpoint {name} is an {meta['kind']} file; expected an {kind} file")
+    if meta.get("format_version") != FORMAT_VERSION:
+        version = meta.get("format_version")
+        raise InputError(f"{kind} file {name} has format {version}, expected {FORMAT_VERSION}; update samora_monai")
+    state = _tensors_only(content["state_dict"], name)
+    if meta.get("sha256") != sha256_of(state):
+        raise InputError(f"{kind} file {name} is damaged: its tensors do not match their checksum; get it again")
+    return state, meta, name
+
+
+def _own_meta(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The meta of an expert or adapter file; empty for every other file."""
+    if set(content) != {"state_dict", "meta"} or not isinstance(content["state_dict"], Mapping):
+        return {}
+    try:
+        meta = json.loads(content["meta"])
+    except (TypeError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) and "kind" in meta else {}
+
+
+def _tensors_only(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"checkpoint {name} holds a {type(value).__name__} as {key!r}; expected tensors only")
+    return dict(state)
+
+
+def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a checkpoint atomically: the file is whole, or as it was before."""
     path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with open(partial, "wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
     except OSError as e:
         raise InputError(f"cannot write {str(path)!r}: {e.strerror or e}; choose a writable folder") from e
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            torch.save(content, stream)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
-def copy_strictly(net: nn.Module, state: Mapping[str, Any], wanted: list[str], name: str, remedy: str) -> list[str]:
+def copy_strictly(net: nn.Module, state: Mapping[str, Tensor], wanted: list[str], name: str, remedy: str) -> list[str]:
     """Copies exactly the tensors `wanted` from `state` (no fewer, no more, same shapes) into `net`.
 
     Raises:
         InputError: names the file, the first keys concerned, the shapes and the remedy; nothing is changed then.
     """
     target = net.state_dict()
+    expected_keys = set(wanted)
     missing = [k for k in wanted if k not in state]
-    unexpected = [k for k in state if k not in set(wanted)]
+    unexpected = [k for k in state if k not in expected_keys]
     if missing or unexpected:
         what = [f"{len(keys)} keys {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
                 for word, keys in (("missing", missing), ("not expected", unexpected)) if keys]  # fmt: skip
         raise InputError(f"checkpoint {name} does not fit: {' and '.join(what)}; {remedy}")
     for key in wanted:
-        if not isinstance(state[key], Tensor) or state[key].shape != target[key].shape:
-            got = list(state[key].shape) if isinstance(state[key], Tensor) else type(state[key]).__name__
-            raise InputError(
-                f"checkpoint {name} does not fit: {key} is {got}, expected {list(target[key].shape)}; {remedy}"
-            )
+        got, expected = list(state[key].shape), list(target[key].shape)
+        if got != expected:
+            raise InputError(f"checkpoint {name} does not fit: {key} is {got}, expected {expected}; {remedy}")
     with torch.no_grad():
         for key in wanted:
             target[key].copy_(state[key])
@@ -129,35 +183,16 @@ def sha256_of(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_parts(source: Source, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Reads one of our own ``{"state_dict", "meta"}`` files and checks its kind and its checksum.
-
-    Returns:
-        tensors, the decoded meta, and the file's name for messages.
-    """
-    content, name = read_checkpoint(source)
-    if set(content) != {"state_dict", "meta"}:
-        found = ", ".join(list(content)[:3])
-        raise InputError(f"checkpoint {name} is no {kind} file: expected 'state_dict' and 'meta', found {found}, ...")
-    meta = json.loads(content["meta"])
-    if meta.get("kind") != kind:
-        raise InputError(f"checkpoint {name} is a {meta.get('kind')} file, expected a {kind} file")
-    if meta.get("sha256") != sha256_of(content["state_dict"]):
-        raise InputError(f"{kind} file {name} is damaged: its tensors do not match their checksum; get it again")
-    return content["state_dict"], meta, name
-
-
 def check_meta(name: str, meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raises an InputError for the first field of `meta` that is not as the network has it."""
     for key, value in expected.items():
         found = meta.get(key)
-        if found != value:
-            short = [str(v)[:12] + "..." if key == "base_sha256" else v for v in (found, value)]
-            raise InputError(
-                f"{meta['kind']} file {name} was made for {key} {short[0]} but the network has {short[1]}; "
-                + (
-                    "load the SAM checkpoint it was trained on first"
-                    if key == "base_sha256"
-                    else f"build it with {key} {short[0]}"
-                )
-            )
+        if found == value:
+            continue
+        remedy = f"build it with {key} {found}"
+        if key == "base_sha256":
+            found, value = (f"{str(v)[:12]}..." for v in (found, value))
+            remedy = "load the SAM checkpoint it was trained on first"
+        elif key == "level":
+            raise InputError(f"{meta['kind']} file {name} is of level {found}; expected one of level {value}")
+        raise InputError(f"{meta['kind']} file {name} was made for {key} {found} but the network has {value}; {remedy}")

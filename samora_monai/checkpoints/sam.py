@@ -8,14 +8,16 @@ mask tokens, hypernetworks and quality outputs beyond SAM's four -> keep their i
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_checkpoint
-from samora_monai.networks.segmenter import Segmenter
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_state
+from samora_monai.networks.segmenter import PRESETS, Segmenter
 
 _PER_CLASS = re.compile(r"mask_decoder\.(mask_tokens|output_hypernetworks_mlps|iou_prediction_head\.layers\.2)\.")
+_HYPERNETWORK = re.compile(r"mask_decoder\.output_hypernetworks_mlps\.(\d+)\.")
 _OURS = re.compile(r"pixel_mean|pixel_std|.*\.(experts|expert|hl_attn)\.")
 
 
@@ -37,6 +39,25 @@ def resize_positions(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return F.interpolate(tensor[None, None], shape, mode="bilinear", align_corners=False)[0, 0]
 
 
+def preset_name(net: Segmenter) -> str:
+    """``"vit_b"`` and so on, or the sizes of an encoder that is no preset."""
+    encoder = net.image_encoder
+    sizes = (encoder.embed_dim, len(encoder.blocks), encoder.num_heads)
+    for name, preset in PRESETS.items():
+        if sizes == (preset["embed_dim"], preset["depth"], preset["num_heads"]):
+            return name
+    return "ViT {} wide, {} deep, {} heads".format(*sizes)
+
+
+def _preset_of(state: Mapping[str, Tensor]) -> str:
+    """For a message: which preset's width and depth a checkpoint has, if any."""
+    depth = len({m[1] for key in state if (m := re.match(r"image_encoder\.blocks\.(\d+)\.", key))})
+    for name, preset in PRESETS.items():
+        if depth == preset["depth"] and state["image_encoder.blocks.0.norm1.weight"].shape == (preset["embed_dim"],):
+            return f", this one is of {name}"
+    return ""
+
+
 def load_sam(net: Segmenter, source: Source) -> LoadReport:
     """Loads a SAM checkpoint into the base of `net`; experts, HL-Attn and extra classes keep their values.
 
@@ -50,8 +71,9 @@ def load_sam(net: Segmenter, source: Source) -> LoadReport:
     Raises:
         MissingFileError, InputError: no such file; not a SAM checkpoint; of another encoder (names the key).
     """
-    state, name = read_checkpoint(source)
-    target = {key: net.state_dict()[key] for key in base_keys(net)}
+    state, name = read_state(source)
+    full = net.state_dict()
+    target = {key: full[key] for key in base_keys(net)}
     report = LoadReport(name)
     positions = {"image_encoder.pos_embed"}
     for i in net.image_encoder.global_attn_indexes:
@@ -63,13 +85,14 @@ def load_sam(net: Segmenter, source: Source) -> LoadReport:
             report.dropped.append(key)
             continue
         if key in positions and wanted is not None and _another_grid(wanted, value):
-            value = resize_positions(value, tuple(wanted.shape))
+            value = resize_positions(value.to(wanted.dtype), tuple(wanted.shape))
             report.resized.append(key)
         fitting[key] = value
-    report.kept = [key for key in target if key not in fitting and _PER_CLASS.match(key)]
-    wanted_keys = [key for key in target if key not in set(report.kept)]
-    copy_strictly(
-        net, fitting, wanted_keys, name, "expected a SAM checkpoint of the same encoder (vit_b, vit_l, vit_h)"
-    )
-    report.copied = [key for key in wanted_keys if key not in set(report.resized)]
+    tokens = len(state.get("mask_decoder.mask_tokens.weight", ()))
+    random = set(report.dropped) | {k for k in target if (m := _HYPERNETWORK.match(k)) and int(m[1]) >= tokens}
+    report.kept = [key for key in target if key in random and key not in fitting]
+    wanted_keys = [key for key in target if key not in random or key in fitting]
+    remedy = f"expected a SAM checkpoint of {preset_name(net)}{_preset_of(state)}"
+    copy_strictly(net, fitting, wanted_keys, name, remedy)
+    report.copied = [key for key in wanted_keys if key not in report.resized]
     return report

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_checkpoint, write_checkpoint
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_state, write_checkpoint
 from samora_monai.errors import InputError
 from samora_monai.networks.segmenter import Segmenter
 
@@ -59,22 +59,24 @@ def load_samed(net: Segmenter, source: Source) -> LoadReport:
         MissingFileError, InputError: no such file; another rank, class count, encoder depth or kind (names the key).
     """
     keys = samed_keys(net)
-    state, name = read_checkpoint(source)
-    rank = state["w_a_000"].shape[0] if "w_a_000" in state else None
-    decoder = "sa_a_000" in state
-    remedy = "expected a LoRA file of SAMed for this encoder, number of classes and rank"
-    if rank is not None:
-        remedy += (
-            f" (the file has rank {rank}{' and experts in the decoder: decoder_rank=' + str(rank) if decoder else ''})"
+    state, name = read_state(source)
+    rank, classes, decoder_rank = (
+        len(state.get(key, ())) for key in ("w_a_000", "mask_decoder.mask_tokens.weight", "sa_a_000")
+    )
+    remedy = "expected a LoRA file of SAMed or SAMed_s"
+    if rank:
+        blocks = sum(key.startswith("w_a_") for key in state) // 2
+        remedy = (
+            f"the file is of an encoder with {blocks} blocks, rank={rank}, num_classes={classes}, "
+            f"decoder_rank={decoder_rank}; build the network with these"
         )
     ours = {keys.get(key, key): value for key, value in state.items()}
     copied = copy_strictly(net, ours, list(keys.values()), name, remedy)
     with torch.no_grad():
         net.pixel_mean.zero_()
         net.pixel_std.fill_(1)
-    return LoadReport(
-        name, copied=copied, kept=[k for k in net.state_dict() if k not in set(copied) and not k.startswith("pixel")]
-    )
+    kept = net.state_dict().keys() - {*copied, "pixel_mean", "pixel_std"}
+    return LoadReport(name, copied=copied, kept=sorted(kept))
 
 
 def save_samed(net: Segmenter, path: str | os.PathLike[str]) -> None:
@@ -90,4 +92,4 @@ def save_samed(net: Segmenter, path: str | os.PathLike[str]) -> None:
             "build it with pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1)"
         )
     state = net.state_dict()
-    write_checkpoint({theirs: state[ours].detach().cpu().clone() for theirs, ours in keys.items()}, path)
+    write_checkpoint({theirs: state[ours].cpu().clone() for theirs, ours in keys.items()}, path)

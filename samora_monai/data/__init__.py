@@ -1,7 +1,7 @@
 """Data: cases and scans on disk, transforms of volumes, slices for training, label files, synthetic phantoms."""
 
 from samora_monai.data.classes import resolve_class_names
-from samora_monai.data.datalist import Cases, check_modality, find_cases
+from samora_monai.data.datalist import Cases, check_modality, find_cases, require_validation
 from samora_monai.data.label_files import SaveLabeld, check_output_dir
 from samora_monai.data.scans import case_name, find_scans
 from samora_monai.data.slices import SliceDataset
@@ -19,5 +19,6 @@ __all__ = [
     "check_output_dir",
     "find_cases",
     "find_scans",
+    "require_validation",
     "resolve_class_names",
 ]

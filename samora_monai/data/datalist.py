@@ -209,3 +209,17 @@ def _modality(header: dict[str, Any]) -> str | None:
     if any(_MR_NAME.match(word) or word.upper().endswith("MRI") for word in words):
         return "MR"
     return None
+
+
+def require_validation(cases: Cases) -> list[dict[str, str]]:
+    """The validation cases.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not cases.validation:
+        raise InputError(
+            f"no validation scans in '{cases.source}'; add a list 'validation' to the datalist, "
+            "or fill imagesVal/ and labelsVal/"
+        )
+    return list(cases.validation)

@@ -1,0 +1,36 @@
+"""What the handlers ask of a run with several processes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def is_main_process() -> bool:
+    """True on rank 0, and in a run with one process: the one that prints and writes files."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def world_size() -> int:
+    """Number of processes of this run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(item: Any) -> list[Any]:
+    """`item` of every rank, in rank order, on every rank. All ranks have to call it. Items must be picklable."""
+    if not dist.is_initialized():
+        return [item]
+    items: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def init_process_group() -> None:
+    """Join the processes that torchrun started: nccl where there are GPUs, gloo elsewhere."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

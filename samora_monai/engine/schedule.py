@@ -1,0 +1,59 @@
+"""SAMed's learning rate: linear warm-up, then polynomial decay (https://github.com/hitachinsk/SAMed, `trainer.py`).
+
+The reference sets the rate after each step, which makes the first warm-up rate and the full rate last two steps each;
+reproduced here step by step.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def warmup_poly(step: int, *, warmup: int, max_iterations: int, exponent: float) -> float:
+    """The factor on the base rate that optimiser step `step` uses.
+
+    With i = step - 1 (the reference's counter when it sets this rate, 0 for the first two steps):
+    `(i + 1) / warmup` while i < warmup, then `(1 - (i - warmup) / max_iterations) ** exponent`.
+
+    Args:
+        step: number of optimiser steps already taken, from 0.
+        warmup: length of the warm-up in steps; 0 for none.
+        max_iterations: epochs times iterations per epoch, not reduced by the warm-up.
+        exponent: 0.9 in SAMed and H-SAM, 7 in SAMed_h.
+
+    Returns:
+        a factor in [0, 1].
+    """
+    i = max(step - 1, 0)
+    if i < warmup:
+        return (i + 1) / warmup
+    return max(1.0 - (i - warmup) / max_iterations, 0.0) ** exponent
+
+
+class WarmupPolyLR(LambdaLR):
+    """:func:`warmup_poly` for an optimiser, to be stepped after every iteration.
+
+    In a bundle: `LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False)`.
+
+    Args:
+        optimizer: its `lr` is the base rate.
+        warmup: length of the warm-up in iterations; 0 for none.
+        max_iterations: epochs times iterations per epoch.
+        exponent: of the decay.
+
+    Raises:
+        ValueError: if `warmup` is negative or `max_iterations` is not positive.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: int, max_iterations: int, exponent: float = 0.9) -> None:
+        if warmup < 0 or max_iterations < 1:
+            raise ValueError(
+                f"warmup must be >= 0 and max_iterations >= 1, got {warmup} and {max_iterations}; "
+                "max_iterations is epochs times the length of the data loader"
+            )
+        super().__init__(
+            optimizer, partial(warmup_poly, warmup=warmup, max_iterations=max_iterations, exponent=exponent)
+        )

@@ -1,0 +1,49 @@
+"""What a trained model needs beside its weights, in a small readable file: ``models/model.json`` beside ``model.pt``.
+
+Network settings, class names and intensity scaling, so that evaluation and inference of a model need no setting to be
+typed again, and cannot be given a wrong one by omission.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from samora_monai.errors import InputError, MissingFileError
+
+
+def read_settings(checkpoint: str | os.PathLike[str], **defaults: Any) -> dict[str, Any]:
+    """The settings of the model file `checkpoint`, from the JSON file of the same name.
+
+    Args:
+        defaults: all settings, for a model file that has no JSON file; without them it must have one.
+
+    Raises:
+        MissingFileError, InputError: no file and no defaults; a damaged file; a setting that `defaults` does not know.
+    """
+    path = Path(checkpoint).with_suffix(".json")
+    if not path.is_file():
+        if not defaults:
+            raise MissingFileError(
+                f"no model settings {str(path)!r}; train a model first, or name one with --checkpoint"
+            )
+        return defaults
+    try:
+        settings = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise InputError(f"settings file {str(path)!r} is damaged ({e}); restore it or train again") from e
+    unknown = sorted(set(settings) - set(defaults))
+    if defaults and unknown:
+        raise InputError(f"settings file {str(path)!r} has unknown settings {unknown}; expected {sorted(defaults)}")
+    return defaults | settings
+
+
+def write_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    """Writes `settings` beside the model file `checkpoint`, atomically."""
+    path = Path(checkpoint).with_suffix(".json")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(dict(settings), indent=1) + "\n")
+    os.replace(temporary, path)

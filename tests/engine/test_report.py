@@ -1,0 +1,113 @@
+"""Per-case metrics of an evaluation, on disk and on the screen."""
+
+from __future__ import annotations
+
+import csv
+import os
+from math import isnan
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+
+from samora_monai.engine import report
+from samora_monai.engine.report import CaseReport, summarize
+from samora_monai.errors import InputError
+from samora_monai.metrics import ClassMetrics, case_metrics
+
+NAMES = ["background", "liver", "spleen"]
+SPACING = (0.5, 1.0, 4.0)
+
+
+def item(path, pred_x=1, classes=(1,)):
+    """A case with single-voxel organs, the prediction shifted along x."""
+    affine = torch.diag(torch.tensor([-SPACING[0], -SPACING[1], SPACING[2], 1.0]))
+    label, pred = torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 8, 8)
+    for c in classes:
+        label[0, 1:3, c * 2, 1] = c
+        pred[0, pred_x : pred_x + 2, c * 2, 1] = c
+    image = MetaTensor(torch.zeros(1, 8, 8, 8), affine=affine, meta={"filename_or_obj": path})
+    return {"image": image, "label": MetaTensor(label, affine=affine), "pred": MetaTensor(pred, affine=affine)}
+
+
+def evaluate(folder, *batches):
+    engine: Any = Engine(lambda engine, batch: batch)
+    CaseReport(folder, NAMES).attach(engine)
+    engine.run(batches)
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files(tmp_path, capsys):
+    out = tmp_path / "eval"
+    evaluate(out, [item("/d/b.nii.gz", 2, (1, 2))], [item("/d/a.nii.gz", 1, (1,))])
+    rows = rows_of(out / "metrics.csv")
+    assert list(rows[0]) == ["case", "class", "name", "dice", "hd95_mm", "hd95_voxels", "samed_dice", "samed_hd95"]
+    assert [(r["case"], r["class"], r["name"]) for r in rows] == [
+        ("a", "1", "liver"), ("a", "2", "spleen"), ("b", "1", "liver"), ("b", "2", "spleen"),
+    ]  # fmt: skip
+    assert [float(r["dice"]) for r in rows] == pytest.approx([1.0, np.nan, 0.5, 0.5], nan_ok=True)
+    # two voxels each, shifted by one: distances 0 and 1 per direction, 0.95 between them
+    assert float(rows[2]["hd95_voxels"]) == pytest.approx(0.95, abs=1e-5)
+    assert float(rows[2]["hd95_mm"]) == pytest.approx(0.95 * SPACING[0], abs=1e-5)
+    assert rows[1]["samed_dice"] == "0.000000"
+    liver, spleen, mean = rows_of(out / "summary.csv")
+    assert (liver["name"], liver["cases"], float(liver["dice"])) == ("liver", "2", 0.75)
+    assert (spleen["cases"], float(spleen["dice"]), float(spleen["samed_dice"])) == ("1", 0.5, 0.25)
+    assert (mean["name"], float(mean["dice"])) == ("mean", 0.625)
+    assert sorted(os.listdir(out)) == ["metrics.csv", "summary.csv"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "b  mean Dice 0.500  (liver 0.500  spleen 0.500)"
+    assert printed[1] == "a  mean Dice 1.000  (liver 1.000  spleen nan)"
+    assert printed[2].split() == ["name", "cases", "missed", "false_alarms", *report.MEASURES]
+    assert printed[-2].split()[:5] == ["mean", "3", "0", "0", "0.625"]
+    assert printed[-1] == f"2 cases; details in {out / 'metrics.csv'}"
+
+
+def test_failures_are_counted():
+    label = np.zeros((4, 4, 4), int)
+    label[1, 1, 1] = 1
+    cases = {
+        "missed": case_metrics(np.zeros_like(label), label, 3, (1, 1, 1)),
+        "false alarm": case_metrics(label * 2, label * 0, 3, (1, 1, 1)),
+    }
+    liver, spleen, mean = summarize(cases, NAMES)
+    assert (liver.cases, liver.missed, liver.false_alarms) == (1, 1, 0)
+    assert (spleen.cases, spleen.missed, spleen.false_alarms) == (0, 0, 1)
+    assert liver.means["dice"] == 0.0 and isnan(spleen.means["dice"]) and mean.means["dice"] == 0.0
+    assert spleen.means["samed_dice"] == 0.5
+
+
+def test_cases_of_all_ranks_count_once(tmp_path, monkeypatch):
+    other = {"/d/z.nii.gz": [ClassMetrics(c, 0.2, 3.0, 3.0, 0.2, 3.0) for c in (1, 2)]}
+    monkeypatch.setattr(report, "gather", lambda rows: [rows, {**other, **rows}])
+    evaluate(tmp_path, [item("/d/a.nii.gz")])
+    assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")] == ["a", "a", "z", "z"]
+
+
+def test_same_names_in_different_folders(tmp_path):
+    evaluate(tmp_path, [item("/d/p1/ct.nii.gz"), item("/d/p2/ct.nii.gz"), item("/d/p2/mr.nii.gz")])
+    assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")[::2]] == ["mr", "p1/ct", "p2/ct"]
+
+
+def test_refuses_what_it_cannot_measure(tmp_path):
+    broken = item("/d/a.nii.gz")
+    broken["pred"] = torch.zeros(3, 8, 8, 8)
+    with pytest.raises(InputError, match=r"\[3, 8, 8, 8\] and label \[1, 8, 8, 8\] of '/d/a.nii.gz'"):
+        evaluate(tmp_path, [broken])
+    broken["label"] = torch.zeros(1, 8, 8, 8)
+    with pytest.raises(InputError, match="has no affine"):
+        evaluate(tmp_path, [broken])
+
+
+def test_refuses_a_process_without_a_case(tmp_path):
+    engine: Any = Engine(lambda engine, batch: batch)
+    engine.state.epoch_length = 0
+    with pytest.raises(InputError, match="fewer cases than processes"):
+        CaseReport(tmp_path, NAMES).attach(engine)

@@ -1,0 +1,75 @@
+"""Small networks with random weights, and what must hold of every refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from samora_monai.errors import InputError
+from samora_monai.networks import Segmenter, build_segmenter
+
+TINY: dict[str, Any] = {
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "window_size": 3,
+    "global_attn_indexes": (1,),
+    "out_chans": 32,
+}
+IDENTITY: dict[str, Any] = {"pixel_mean": (0, 0, 0), "pixel_std": (1, 1, 1)}
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Seeded noise of a size that keeps activations near 1, everywhere: nothing stays at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim >= 2:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:
+                parameter.copy_(0.1 * noise + name.endswith("weight"))
+        for name, buffer in module.named_buffers():
+            if name.endswith("gaussian_matrix"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator))
+
+
+def tiny(image_size: int = 64, in_channels: int = 1, num_classes: int = 3, **settings: Any) -> Segmenter:
+    """Two blocks, one windowed (and padded: a grid of 4 in windows of 3) and one global, randomised."""
+    encoder = TINY | settings.pop("encoder", {})
+    net = build_segmenter(encoder, image_size, in_channels, num_classes, **settings)
+    randomise(net)
+    return net
+
+
+def image(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Uniform noise in [0, 1]."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def refused(*words: str, error: type[Exception] = InputError) -> Iterator[None]:
+    """The body must raise an `InputError` whose message is one line and holds all `words`."""
+    with pytest.raises(error) as info:
+        yield
+    message = str(info.value)
+    assert isinstance(info.value, InputError)
+    assert message and "\n" not in message
+    for word in words:
+        assert word in message, f"{word!r} not in: {message}"
+
+
+@contextmanager
+def untouched(net: nn.Module) -> Iterator[None]:
+    """The body must leave every parameter and buffer of `net` as it was."""
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    yield
+    after = net.state_dict()
+    assert list(after) == list(before)
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
