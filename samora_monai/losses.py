@@ -37,6 +37,9 @@ class SegmentationLoss(nn.Module):
             to_onehot_y=True, softmax=True, squared_pred=True, batch=True, lambda_ce=lambda_ce, lambda_dice=lambda_dice
         )
 
+    def attach(self, engine: Engine) -> None:
+        """Nothing to follow: the loss of one decoder is the same in every epoch of `engine`, the trainer."""
+
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """
         Args:
@@ -66,7 +69,7 @@ def second_stage_weight(epoch: int) -> float:
 class HierarchicalLoss(SegmentationLoss):
     """H-SAM's loss `(1 - w) L(logits_1) + w L(logits_2)`, with w = :func:`second_stage_weight` of the epoch.
 
-    It is a handler too: list it among the trainer's handlers, so that it follows the epoch, also after a resume.
+    Attach it to the trainer, so that it follows the epoch, also after a resume.
 
     Args:
         lambda_ce: weight of the cross-entropy.
@@ -97,3 +100,8 @@ class HierarchicalLoss(SegmentationLoss):
         first, second = logits
         w = second_stage_weight(self.epoch)
         return (1 - w) * super().forward(first, label) + w * super().forward(second, label)
+
+
+def build_loss(decoder: str, upsample_logits: bool = False) -> SegmentationLoss:
+    """The published loss of a network with this decoder: SAMed's for ``"sam"``, H-SAM's for ``"hierarchical"``."""
+    return (HierarchicalLoss if decoder == "hierarchical" else SegmentationLoss)(upsample_logits=upsample_logits)

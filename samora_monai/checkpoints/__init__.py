@@ -1,8 +1,9 @@
-"""Checkpoints: SAM's and SAMed's files, and our expert, adapter and model files. Always safe, always strict."""
+"""Checkpoints: files of SAM, SAMed and H-SAM, and our expert, adapter and model files. Always safe, always strict."""
 
 from samora_monai.checkpoints.adapters import load_adapter, save_adapter
 from samora_monai.checkpoints.experts import load_expert, save_expert
 from samora_monai.checkpoints.files import LoadReport
+from samora_monai.checkpoints.hsam import load_hsam, save_hsam
 from samora_monai.checkpoints.model import load_model
 from samora_monai.checkpoints.sam import load_sam
 from samora_monai.checkpoints.samed import load_samed, save_samed
@@ -11,10 +12,12 @@ __all__ = [
     "LoadReport",
     "load_adapter",
     "load_expert",
+    "load_hsam",
     "load_model",
     "load_sam",
     "load_samed",
     "save_adapter",
     "save_expert",
+    "save_hsam",
     "save_samed",
 ]

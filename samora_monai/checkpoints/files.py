@@ -66,7 +66,7 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
     except PermissionError as e:
         raise InputError(f"checkpoint {str(path)!r} may not be read; change its permissions") from e
     except Exception as e:  # the unpickler answers bytes that are no checkpoint with errors of a dozen types
-        if code := re.search(r"Unsupported (?:global: GLOBAL|class) \S+|TorchScript", str(e)):
+        if code := re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) \S+|TorchScript", str(e)):
             raise InputError(
                 f"checkpoint {str(path)!r} holds code objects ({code[0].split()[-1]}), which could run anything when "
                 "loaded; expected tensors only: save its plain state_dict where you trust it, and give that file"

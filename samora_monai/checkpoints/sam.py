@@ -2,7 +2,8 @@
 
 The rule that SAMed and H-SAM publish (SAMed's `build_sam.load_from`, global blocks told by number as in H-SAM):
 same key and same shape -> copy; absolute positions and the global blocks' relative positions -> linear resize;
-mask tokens, hypernetworks and quality outputs beyond SAM's four -> keep their initialisation.
+mask tokens, hypernetworks and quality outputs beyond SAM's four, and what H-SAM adds (its second decoder, more point
+embeddings) -> keep their initialisation. H-SAM's own base files, which hold all of that, are read too.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_state
+from samora_monai.checkpoints.hsam import without_unused
 from samora_monai.networks.segmenter import PRESETS, Segmenter
 
 _PER_CLASS = re.compile(r"mask_decoder\.(mask_tokens|output_hypernetworks_mlps|iou_prediction_head\.layers\.2)\.")
 _HYPERNETWORK = re.compile(r"mask_decoder\.output_hypernetworks_mlps\.(\d+)\.")
-_OURS = re.compile(r"pixel_mean|pixel_std|.*\.(experts|expert|hl_attn)\.")
+_HSAM = re.compile(r"mask_decoder2\.|prompt_encoder\.point_embeddings\.([4-9]|10)\.")
+_OURS = re.compile(r"pixel_mean|pixel_std|.*\.(experts|expert|hl_attn|class_attention)\.")
 
 
 def base_keys(net: Segmenter) -> list[str]:
-    """State-dict keys of `net` that SAM has too."""
+    """State-dict keys of `net` that SAM, or H-SAM, has too."""
     return [key for key in net.state_dict() if not _OURS.match(key)]
 
 
@@ -50,16 +53,15 @@ def preset_name(net: Segmenter) -> str:
 
 
 def _preset_of(state: Mapping[str, Tensor]) -> str:
-    """For a message: which preset's width and depth a checkpoint has, if any."""
+    """Which preset's width and depth a checkpoint has, or ``"no known encoder"``."""
+    width = len(state.get("image_encoder.blocks.0.norm1.weight", ()))
     depth = len({m[1] for key in state if (m := re.match(r"image_encoder\.blocks\.(\d+)\.", key))})
-    for name, preset in PRESETS.items():
-        if depth == preset["depth"] and state["image_encoder.blocks.0.norm1.weight"].shape == (preset["embed_dim"],):
-            return f", this one is of {name}"
-    return ""
+    sizes = {(preset["embed_dim"], preset["depth"]): name for name, preset in PRESETS.items()}
+    return sizes.get((width, depth), "no known encoder")
 
 
 def load_sam(net: Segmenter, source: Source) -> LoadReport:
-    """Loads a SAM checkpoint into the base of `net`; experts, HL-Attn and extra classes keep their values.
+    """Loads a SAM checkpoint into the base of `net`; what SAM has not (experts, more classes, ...) keeps its values.
 
     Args:
         net: any network of `build_segmenter`.
@@ -75,6 +77,8 @@ def load_sam(net: Segmenter, source: Source) -> LoadReport:
     full = net.state_dict()
     target = {key: full[key] for key in base_keys(net)}
     report = LoadReport(name)
+    if net.decoder == "hierarchical":
+        state, report.dropped = without_unused(state, name)
     positions = {"image_encoder.pos_embed"}
     for i in net.image_encoder.global_attn_indexes:
         positions |= {f"image_encoder.blocks.{i}.attn.rel_pos_{axis}" for axis in "hw"}
@@ -89,10 +93,14 @@ def load_sam(net: Segmenter, source: Source) -> LoadReport:
             report.resized.append(key)
         fitting[key] = value
     tokens = len(state.get("mask_decoder.mask_tokens.weight", ()))
-    random = set(report.dropped) | {k for k in target if (m := _HYPERNETWORK.match(k)) and int(m[1]) >= tokens}
-    report.kept = [key for key in target if key in random and key not in fitting]
-    wanted_keys = [key for key in target if key not in random or key in fitting]
-    remedy = f"expected a SAM checkpoint of {preset_name(net)}{_preset_of(state)}"
+    at_random = set(report.dropped) | {k for k in target if (m := _HYPERNETWORK.match(k)) and int(m[1]) >= tokens}
+    if not any(_HSAM.match(key) for key in state):
+        at_random |= {key for key in target if _HSAM.match(key)}
+    report.kept = [key for key in target if key in at_random and key not in fitting]
+    wanted_keys = [key for key in target if key not in at_random or key in fitting]
+    remedy = (
+        f"the network is {preset_name(net)}, the file is of {_preset_of(state)}; give Meta's file of the same encoder"
+    )
     copy_strictly(net, fitting, wanted_keys, name, remedy)
     report.copied = [key for key in wanted_keys if key not in report.resized]
     return report

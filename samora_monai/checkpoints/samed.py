@@ -17,21 +17,33 @@ from samora_monai.networks.segmenter import Segmenter
 _DECODER_ATTENTION = {"sa": "self_attn", "cti": "cross_attn_token_to_image", "cit": "cross_attn_image_to_token"}
 
 
-def samed_keys(net: Segmenter) -> dict[str, str]:
-    """SAMed's name -> our name, for every tensor of the file that `net` would be saved to.
+def encoder_expert_keys(net: Segmenter, system: str) -> dict[str, str]:
+    """Name in the files of `system` (SAMed, H-SAM) -> our name, for the encoder's only expert.
 
     Raises:
-        InputError: the network is not SAMed (one expert, no fusion).
+        InputError: the encoder has no expert, several, or a fusion.
     """
     experts = net.image_encoder.experts
     if len(experts) != 1 or net.image_encoder.fusion:
-        raise InputError(f"SAMed's files hold exactly one expert, but the network has {len(experts)}: {experts}")
+        raise InputError(f"{system}'s files hold exactly one expert, but the network has {len(experts)}: {experts}")
     keys: dict[str, str] = {}
     for letter in "ab":
         for i in range(len(net.image_encoder.blocks)):
             for j, target in enumerate("qv"):
                 name = f"image_encoder.blocks.{i}.attn.experts.{experts[0]}.linear_{letter}_{target}.weight"
                 keys[f"w_{letter}_{2 * i + j:03d}"] = name
+    return keys
+
+
+def samed_keys(net: Segmenter) -> dict[str, str]:
+    """SAMed's name -> our name, for every tensor of the file that `net` would be saved to.
+
+    Raises:
+        InputError: the network is not SAMed (one expert, no fusion, SAM's decoder).
+    """
+    if net.decoder != "sam":
+        raise InputError(f"SAMed's files hold SAM's decoder but the network's is {net.decoder!r}; use a file of H-SAM")
+    keys = encoder_expert_keys(net, "SAMed")
     experts_in_decoder = any(".expert." in name for name in net.mask_decoder.state_dict())
     if experts_in_decoder:
         transformer = "mask_decoder.transformer"
@@ -72,9 +84,7 @@ def load_samed(net: Segmenter, source: Source) -> LoadReport:
         )
     ours = {keys.get(key, key): value for key, value in state.items()}
     copied = copy_strictly(net, ours, list(keys.values()), name, remedy)
-    with torch.no_grad():
-        net.pixel_mean.zero_()
-        net.pixel_std.fill_(1)
+    set_pixel_statistics(net)
     kept = net.state_dict().keys() - {*copied, "pixel_mean", "pixel_std"}
     return LoadReport(name, copied=copied, kept=sorted(kept))
 
@@ -86,10 +96,22 @@ def save_samed(net: Segmenter, path: str | os.PathLike[str]) -> None:
         InputError: the network is not SAMed, has other pixel statistics, or the file cannot be written.
     """
     keys = samed_keys(net)
-    if net.pixel_mean.abs().max() > 0 or (net.pixel_std - 1).abs().max() > 0:
-        raise InputError(
-            "SAMed's files imply pixel mean 0 and std 1, but the network has others; "
-            "build it with pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1)"
-        )
+    check_pixel_statistics(net, "SAMed")
     state = net.state_dict()
     write_checkpoint({theirs: state[ours].cpu().clone() for theirs, ours in keys.items()}, path)
+
+
+@torch.no_grad()
+def set_pixel_statistics(net: Segmenter) -> None:
+    """Pixel mean 0 and std 1, as SAMed and H-SAM have them."""
+    net.pixel_mean.zero_()
+    net.pixel_std.fill_(1)
+
+
+def check_pixel_statistics(net: Segmenter, system: str) -> None:
+    """Raises an InputError if `net` has other pixel statistics than the files of `system` imply."""
+    if net.pixel_mean.abs().max() > 0 or (net.pixel_std - 1).abs().max() > 0:
+        raise InputError(
+            f"{system}'s files imply pixel mean 0 and std 1, but the network has others; "
+            "build it with pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1)"
+        )

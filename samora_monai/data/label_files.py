@@ -63,7 +63,7 @@ class SaveLabeld(SaveImaged):
             image.set_sform(image.affine, code=1)
             image.header.set_xyzt_units("mm")
             try:
-                _write_atomically(image, file)
+                write_atomically(image, file)
             except OSError as error:
                 raise InputError(f"cannot write '{file}': {error.strerror or error}") from error
             label.meta[MetaKeys.SAVED_TO] = str(file)
@@ -96,7 +96,7 @@ def check_output_dir(path: str | os.PathLike) -> Path:
     return folder
 
 
-def _write_atomically(image: nib.Nifti1Image, file: Path) -> None:
+def write_atomically(image: nib.Nifti1Image, file: Path) -> None:
     """Save under a hidden name in the same folder, then rename: a kill in between leaves no file named `file`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{os.getpid()}_{file.name}")

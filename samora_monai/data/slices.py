@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from monai.data import Dataset, MetaTensor
 from monai.transforms import Compose
+from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from samora_monai.errors import InputError
 
 
 class SliceDataset(Dataset):
-    """The pooled slices of some volumes as items `{"image": [1, S, S], "label": [1, S, S]}`.
+    """The pooled slices of some volumes as items `{"image": [1, S, S], "label": [1, S, S]}` of plain tensors.
 
     Images are resized in the slice plane with anti-aliased bilinear interpolation, labels with `nearest-exact`. Slices
     are copied on access, so that no transform can change the stored ones. Random transforms follow MONAI's rules:
@@ -28,9 +29,10 @@ class SliceDataset(Dataset):
 
     Args:
         data: `{"image": path}` or `{"image": path, "label": path}` per volume.
-        volume_transform: deterministic transforms that read one item of `data` and end with the image `[1, X, Y, Z]`
-            in [0, 1] and the label `[1, X, Y, Z]` with integers 0 to 255. If they read no label, items have none.
-        transform: random transforms of one item.
+        transform: deterministic transforms of a volume: they read one item of `data` and end with the image
+            `[1, X, Y, Z]` in [0, 1] and the label `[1, X, Y, Z]` with integers 0 to 255. If they read no label, items
+            have none.
+        slice_transform: random transforms of one item.
         image_size: S, in pixels.
         slice_axis: the axis of `[1, X, Y, Z]` that is cut; the default is Z.
         slice_fraction: part of the slices of all volumes together that is kept, chosen at random, at least one slice;
@@ -45,20 +47,20 @@ class SliceDataset(Dataset):
     def __init__(
         self,
         data: Sequence[Mapping[str, str]],
-        volume_transform: Sequence[Callable] | Callable,
-        transform: Sequence[Callable] | Callable | None = None,
+        transform: Sequence[Callable] | Callable,
+        slice_transform: Sequence[Callable] | Callable | None = None,
         image_size: int = 224,
         slice_axis: int = -1,
         slice_fraction: float = 1.0,
         foreground_only: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, transform)
+        super().__init__(data, slice_transform)
         if not data:
             raise InputError("there are no scans to take slices from; check --dataset_dir and its datalist")
         if not 0 < slice_fraction <= 1:
             raise InputError(f"slice_fraction must be above 0 and at most 1, got {slice_fraction}")
-        load = volume_transform if isinstance(volume_transform, Compose) else Compose(volume_transform)
+        load = transform if isinstance(transform, Compose) else Compose(transform)
         self.num_slices_total = 0
         self._images: list[torch.Tensor] = []  # per volume [N, 1, S, S], float32 in [0, 1]
         self._labels: list[torch.Tensor] = []  # per volume [N, 1, S, S], uint8; empty without labels
@@ -66,7 +68,7 @@ class SliceDataset(Dataset):
             volume = load(dict(item))
             image = _to_slices(volume["image"], slice_axis, image_size, label=False)
             self.num_slices_total += len(image)
-            label = None  # a path that `volume_transform` did not read is no label
+            label = None  # a path that `transform` did not read is no label
             if isinstance(volume.get("label"), torch.Tensor):
                 label = _to_slices(volume["label"], slice_axis, image_size, label=True)
             if foreground_only:
@@ -113,7 +115,8 @@ class SliceDataset(Dataset):
         item = {"image": self._images[volume][position].clone()}
         if self._labels:
             item["label"] = self._labels[volume][position].clone()
-        return self.transform(item)
+        # a slice has no place in the patient, and the network's every step would carry the metadata along
+        return convert_to_tensor(self.transform(item), track_meta=False)
 
 
 def _to_slices(volume: torch.Tensor, slice_axis: int, size: int, label: bool) -> torch.Tensor:

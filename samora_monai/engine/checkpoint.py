@@ -44,9 +44,9 @@ class BestCheckpoint:
 
     def _completed(self, engine: Evaluator) -> None:
         if engine.state.best_metric_epoch == engine.state.epoch and is_main_process():
-            write_checkpoint(self.network.state_dict(), self.path)
-            if self.settings is not None:
+            if self.settings is not None:  # first, so that there is never a model without them
                 write_settings(self.path, self.settings)
+            write_checkpoint(self.network.state_dict(), self.path)
             engine.state.saved_epoch = engine.state.epoch  # for ValidationLog
 
 

@@ -44,10 +44,24 @@ def check_overrides() -> None:
     config = ConfigParser.load_config_files(files)
     config |= _tracking_settings(given.get("tracking"))
     where = ", ".join(map(str, files))
-    for key in given:
+    for key, value in given.items():
         name = key.replace("#", SEPARATOR)
         if name not in RUN_ARGUMENTS:
             _check(name, config, where)
+            _check_spelling(name, value)
+            _check_number(name, value, config)
+
+
+def flag(value: bool | str) -> bool:
+    """A switch as a config or a command line gives it; ``--resume false`` arrives as the text ``"false"``.
+
+    Raises:
+        InputError: the value is neither true nor false.
+    """
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise InputError(f"expected true or false for a switch, got {value!r}")
+    return text == "true"
 
 
 def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
@@ -105,6 +119,20 @@ def _check(name: str, config: dict[str, Any], where: str) -> None:
     is_new_argument = bool(parents) and isinstance(node, dict)
     if not is_new_argument and not _has(node, last):
         _refuse(name, config, where)
+
+
+def _check_spelling(name: str, value: Any) -> None:
+    # fire reads Python's literals and nothing else; what it takes for text would be true in any condition
+    python = {"true": "True", "false": "False", "null": "None"}
+    text = str(value)
+    if text in python and (SEPARATOR in name or text == "null"):
+        raise InputError(f"'--{name} {text}' would be read as the text '{text}'; write --{name} {python[text]}")
+
+
+def _check_number(name: str, value: Any, config: dict[str, Any]) -> None:
+    numeric = isinstance(config.get(name), (int, float)) and not isinstance(config[name], bool)
+    if numeric and isinstance(value, str) and not value.startswith(("$", "@", "%")):
+        raise InputError(f"'--{name}' must be a number, got {value!r}; the config has {config[name]}")
 
 
 def _has(node: dict[str, Any] | list[Any], part: str) -> bool:

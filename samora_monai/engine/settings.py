@@ -45,5 +45,6 @@ def write_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str, An
     """Writes `settings` beside the model file `checkpoint`, atomically."""
     path = Path(checkpoint).with_suffix(".json")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary.write_text(json.dumps(dict(settings), indent=1) + "\n")
     os.replace(temporary, path)

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
+
+import torch
 
 from samora_monai.engine.error_hook import install_error_hook
 from samora_monai.engine.overrides import check_overrides
+from samora_monai.errors import InputError
 
 # Warnings about code of MONAI that neither a user nor a config can change
 THIRD_PARTY_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
@@ -36,3 +40,27 @@ def start() -> None:
         warnings.filterwarnings("ignore", message=message, category=category)
     logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)  # repeats the command's arguments
     check_overrides()
+
+
+def check_counts(**settings: Any) -> None:
+    """Each of these settings must be a whole number of at least 1.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a whole number of at least 1, got {value!r}; give --{name} N")
+
+
+def check_device(device: torch.device | str) -> None:
+    """The device must be there and work.
+
+    Raises:
+        InputError: it is not, or does not.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"device '{device}' cannot be used ({reason}); give --device cpu, or another") from error

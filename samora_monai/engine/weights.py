@@ -1,10 +1,10 @@
-"""What a training starts from: SAM's weights, SAMed's, the experts. Nothing is random unless it was asked for."""
+"""What a training starts from: SAM, SAMed or H-SAM, and the experts. Nothing is random unless it was asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from samora_monai.checkpoints import LoadReport, load_expert, load_sam, load_samed
+from samora_monai.checkpoints import LoadReport, load_expert, load_hsam, load_sam, load_samed
 from samora_monai.engine.distributed import is_main_process
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
@@ -20,6 +20,7 @@ def load_pretrained(
     sam: str | None,
     samed: str | None = None,
     experts: Mapping[str, str | None] | None = None,
+    hsam: str | None = None,
 ) -> list[LoadReport]:
     """Loads the base, then what stands on it, and prints what was done.
 
@@ -27,11 +28,16 @@ def load_pretrained(
         sam: Meta's checkpoint; ``None`` or ``"none"`` for random weights.
         samed: a LoRA file of SAMed.
         experts: for each level its expert file.
+        hsam: a LoRA file of H-SAM, for the hierarchical decoder.
 
     Raises:
         MissingFileError, InputError: a file is missing or does not fit; an expert that HL-Attn fuses has no file;
-            a file is given for an expert that the network does not have.
+            a file is given for an expert or a decoder that the network does not have.
     """
+    if hsam is not None and net.decoder != "hierarchical":
+        raise InputError(
+            f"--hsam_checkpoint {hsam} was given but --decoder is {net.decoder}; add --decoder hierarchical"
+        )
     reports = []
     if sam is not None and str(sam).lower() != "none":
         try:
@@ -40,6 +46,8 @@ def load_pretrained(
             raise MissingFileError(f"no SAM checkpoint {str(sam)!r}; {HOW_TO_GET_SAM}") from e
     if samed is not None:
         reports.append(load_samed(net, samed))
+    if hsam is not None:
+        reports.append(load_hsam(net, hsam))
     given = {level: path for level, path in (experts or {}).items() if path is not None}
     wanted = net.image_encoder.experts
     if net.image_encoder.fusion and (missing := [level for level in wanted if level in LEVELS and level not in given]):

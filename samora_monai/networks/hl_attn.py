@@ -34,9 +34,13 @@ class CrossAttention(nn.Module):
 
     def forward(self, target: Tensor, source: Tensor, windows: Windows) -> Tensor:
         """target, source: ``[B, h, w, dim]`` -> ``[B, h, w, dim]``."""
-        q = windows.split(self.q(target), self.num_heads)
-        k, v = (windows.split(t, self.num_heads) for t in self.kv(source).chunk(2, -1))
-        return self.proj(windows.merge(F.scaled_dot_product_attention(q, k, v), target.shape[0]))
+        k, v = self.kv(source).chunk(2, -1)
+        pad = k.new_zeros(k.shape[-1])
+        return self.proj(windows.attend(_attention, self.q(target), k, v, self.num_heads, pad, pad))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, _: tuple[int, int]) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class HLAttn(nn.Module):

@@ -76,15 +76,15 @@ class Attention(nn.Module):
         return cast("list[Expert]", list(self.experts.values()))
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bias = None if self.windows.pad else self.qkv.bias  # with padding the bias comes after it, in `_attend`
-        q, k, v = nn.functional.linear(x, self.qkv.weight, bias).chunk(3, -1)
+        q, k, v = self.qkv(x).chunk(3, -1)
         return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        biases = self.qkv.bias.chunk(3) if self.windows.pad else (None, None, None)
-        batch = q.shape[0]
-        q, k, v = (self.windows.split(t, self.num_heads, bias) for t, bias in zip((q, k, v), biases, strict=True))
-        return self.windows.merge(rel_pos_attention(q, k, v, self.rel_pos_h, self.rel_pos_w), batch)
+        def attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+            return rel_pos_attention(q, k, v, self.rel_pos_h, self.rel_pos_w, query_grid=grid)
+
+        _, pad_k, pad_v = self.qkv.bias.chunk(3)  # what the projection leaves of a zero token
+        return self.windows.attend(attention, q, k, v, self.num_heads, pad_k, pad_v)
 
 
 class Block(nn.Module):

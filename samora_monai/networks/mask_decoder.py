@@ -6,11 +6,48 @@ https://arxiv.org/abs/2304.13785 (MIT).
 
 from __future__ import annotations
 
+from typing import NamedTuple, cast
+
 import torch
 from torch import Tensor, nn
 
 from samora_monai.networks.layers import MLP, LayerNorm2d
 from samora_monai.networks.two_way_transformer import TwoWayTransformer
+
+
+class Decoded(NamedTuple):
+    """What a mask decoder made of an image: masks, and what a further stage builds on."""
+
+    masks: Tensor  # [B, T, 4 G, 4 G] logits
+    quality_token: Tensor  # [B, dim]
+    mask_tokens: Tensor  # [B, T, dim]
+    image_tokens: Tensor  # [B, G * G, dim]
+    upscaled: Tensor  # [B, dim / 8, 4 G, 4 G]
+
+
+def output_upscaling(dim: int) -> nn.Sequential:
+    """SAM's pixel decoder: ``[B, dim, G, G]`` -> ``[B, dim / 8, 4 G, 4 G]``."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
+        LayerNorm2d(dim // 4),
+        nn.GELU(),
+        nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
+        nn.GELU(),
+    )
+
+
+def hyper_masks(hypernetworks: nn.ModuleList, mask_tokens: Tensor, pixels: Tensor) -> Tensor:
+    """Token t's hypernetwork weighs the channels: ``[B, T, dim]`` and ``[B, c, h, w]`` -> logits ``[B, T, h, w]``.
+
+    The hypernetworks have the same shapes: layer by layer all T of them are one batched product.
+    """
+    weights = mask_tokens.transpose(0, 1)  # [T, B, dim]
+    layers = list(zip(*(cast(MLP, network).layers for network in hypernetworks), strict=True))
+    for i, linears in enumerate(layers):
+        bias = torch.stack([linear.bias for linear in linears])[:, None]
+        matrix = torch.stack([linear.weight for linear in linears]).transpose(1, 2)
+        weights = torch.baddbmm(bias, weights.relu() if i else weights, matrix)
+    return torch.einsum("tbc,bchw->bthw", weights, pixels)
 
 
 class MaskDecoder(nn.Module):
@@ -20,21 +57,16 @@ class MaskDecoder(nn.Module):
         dim: width of embeddings and tokens (256).
         num_mask_tokens: T; SAM has 4 (one single mask and three multi-masks), SAMed one per class with background.
         rank: rank of the experts in the transformer (SAMed_s), 0 for none.
+        self_attention_first: the order of the transformer's blocks: SAM's, or H-SAM's.
     """
 
-    def __init__(self, dim: int, num_mask_tokens: int, rank: int = 0) -> None:
+    def __init__(self, dim: int, num_mask_tokens: int, rank: int = 0, self_attention_first: bool = True) -> None:
         super().__init__()
         self.num_mask_tokens = num_mask_tokens
-        self.transformer = TwoWayTransformer(depth=2, dim=dim, num_heads=8, mlp_dim=2048, rank=rank)
+        self.transformer = TwoWayTransformer(2, dim, 8, 2048, rank, self_attention_first)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(num_mask_tokens, dim)
-        self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
-            LayerNorm2d(dim // 4),
-            nn.GELU(),
-            nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
-            nn.GELU(),
-        )
+        self.output_upscaling = output_upscaling(dim)
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, 3) for _ in range(num_mask_tokens))
         self.iou_prediction_head = MLP(dim, 256, num_mask_tokens, 3)
 
@@ -61,13 +93,28 @@ class MaskDecoder(nn.Module):
         """Masks of all tokens.
 
         Args:
+            as of `decode`.
+
+        Returns:
+            mask logits ``[max(B, n), T, 4 G, 4 G]`` and predicted IoU ``[max(B, n), T]``.
+        """
+        decoded = self.decode(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        return decoded.masks, self.iou_prediction_head(decoded.quality_token)
+
+    def decode(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+    ) -> Decoded:
+        """Masks of all tokens, and what they were made from.
+
+        Args:
             image_embeddings: ``[B, dim, G, G]``; one image may meet n prompts, one (empty) prompt may meet B images.
             image_pe: ``[1, dim, G, G]``.
             sparse_prompt_embeddings: ``[n, tokens, dim]``.
             dense_prompt_embeddings: ``[n, dim, G, G]``.
-
-        Returns:
-            mask logits ``[max(B, n), T, 4 G, 4 G]`` and predicted IoU ``[max(B, n), T]``.
         """
         tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = tokens.expand(len(sparse_prompt_embeddings), -1, -1)
@@ -75,6 +122,6 @@ class MaskDecoder(nn.Module):
         image = image_embeddings + dense_prompt_embeddings  # broadcasts one image over n prompts
         out, keys = self.transformer(image, image_pe, tokens)
         upscaled = self.output_upscaling(keys.transpose(1, 2).reshape(image.shape))
-        hyper = [mlp(out[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
-        masks = torch.einsum("btc,bchw->bthw", torch.stack(hyper, 1), upscaled)
-        return masks, self.iou_prediction_head(out[:, 0])
+        mask_tokens = out[:, 1 : 1 + self.num_mask_tokens]
+        masks = hyper_masks(self.output_hypernetworks_mlps, mask_tokens, upscaled)
+        return Decoded(masks, out[:, 0], mask_tokens, keys, upscaled)

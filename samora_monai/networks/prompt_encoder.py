@@ -1,7 +1,7 @@
 """SAM's prompt encoder: points, boxes and masks to embeddings, and what stands for "no prompt".
 
 Source: segment-anything (https://arxiv.org/abs/2304.02643), Apache-2.0.
-Differs from SAM's code in: the dense positional encoding is a constant of the grid and is computed once per device.
+Differs from SAM's code in: the positional encoding keeps its precision under autocast and TF32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class PositionEmbeddingRandom(nn.Module):
     def encode(self, points: Tensor) -> Tensor:
         """``[..., 2]`` points (x, y) in [0, 1] -> ``[..., 2 * num_pos_feats]``."""
         matrix = self.positional_encoding_gaussian_matrix
-        angles = 2 * math.pi * ((2 * points.to(matrix.dtype) - 1) @ matrix)
+        points = 2 * points.to(matrix.dtype) - 1
+        # no matmul: autocast and TF32 would round angles of up to 20 radians to 8 or 10 bits
+        angles = 2 * math.pi * (points[..., :1] * matrix[0] + points[..., 1:] * matrix[1])
         return torch.cat([angles.sin(), angles.cos()], -1)
 
     def forward(self, size: int) -> Tensor:
@@ -45,14 +47,18 @@ class PromptEncoder(nn.Module):
         grid: side G of the image embedding.
         image_size: side of the padded network input, in whose pixels points and boxes are given.
         mask_in_chans: hidden channels for mask prompts.
+        num_point_embeddings: 4 in SAM; H-SAM has 11, of which prompt-free segmentation uses none.
     """
 
-    def __init__(self, embed_dim: int, grid: int, image_size: int, mask_in_chans: int = 16) -> None:
+    def __init__(
+        self, embed_dim: int, grid: int, image_size: int, mask_in_chans: int = 16, num_point_embeddings: int = 4
+    ) -> None:
         super().__init__()
         self.grid = grid
         self.image_size = image_size
         self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
-        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(4))  # see `_label_embedding`
+        # see `_label_embedding`
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(num_point_embeddings))
         self.not_a_point_embed = nn.Embedding(1, embed_dim)
         self.mask_downscaling = nn.Sequential(
             nn.Conv2d(1, mask_in_chans // 4, kernel_size=2, stride=2),

@@ -1,21 +1,26 @@
-"""Attention with SAM's decomposed relative position, through the fused kernels of torch.
+"""Attention with SAM's decomposed relative position, without SAM's N x N weights in memory.
 
 Source: segment-anything (https://arxiv.org/abs/2304.02643), after MViTv2 (https://arxiv.org/abs/2112.01526).
 
     logits[(y, x), (v, u)] = scale * q . k + q[y, x] . Rh[y - v] + q[y, x] . Rw[x - u]        (q unscaled in Rh, Rw)
 
-Differs from SAM's code in:
-- no explicit softmax: either the position terms become an additive bias, or they are folded into wider queries and
-  keys, ``q' = [scale q, q Rh, q Rw]``, ``k' = [k, onehot(v), onehot(u)]``, which is exact and needs no N x N bias.
+Differs from SAM's code in: the fused kernels of torch, in two exact forms (measured in benchmarks/speed.py):
+- the position terms become an additive bias, for a few heads at a time, so that it never leaves the processor's cache;
+  the backward pass computes the weights again instead of keeping them. The faster form on CPU;
+- the position terms are folded into wider queries and keys, ``q' = [scale q, q Rh, q Rw]``,
+  ``k' = [k, onehot(v), onehot(u)]``, which needs no bias at all. The form for GPUs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FOLD_FROM = 512  # tokens; measured on CPU: the bias is faster at 196, folding at 1024 (benchmarks/speed.py)
+PART = 2**19  # elements of the bias that are computed at once: 2 MB in float32
 
 
 def relative_rows(table: Tensor, size: int) -> Tensor:
@@ -36,44 +41,114 @@ def relative_rows(table: Tensor, size: int) -> Tensor:
 
 
 def rel_pos_attention(
-    q: Tensor, k: Tensor, v: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, folded: bool | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_pos_h: Tensor,
+    rel_pos_w: Tensor,
+    folded: bool | None = None,
+    query_grid: tuple[int, int] | None = None,
 ) -> Tensor:
     """Softmax attention with decomposed relative position on square windows.
 
     Args:
-        q, k, v: ``[B, heads, S * S, head_dim]``, tokens in row-major order.
+        q: ``[B, heads, h * w, head_dim]``, tokens in row-major order, from the top left of the window.
+        k, v: ``[B, heads, S * S, head_dim]``.
         rel_pos_h, rel_pos_w: tables ``[2 S - 1, head_dim]``, shared by the heads.
-        folded: which of the two exact forms; by default the faster one as measured.
+        folded: which of the two exact forms; by default the one for the device.
+        query_grid: h and w; by default all of the window, S and S.
 
     Returns:
-        ``[B, heads, S * S, head_dim]``.
+        ``[B, heads, h * w, head_dim]``.
     """
-    batch, heads, tokens, dim = q.shape
-    size = int(tokens**0.5)
-    grid = q.reshape(batch, heads, size, size, dim)
-    rel_h = torch.einsum("bnyxc,ykc->bnyxk", grid, relative_rows(rel_pos_h, size))
-    rel_w = torch.einsum("bnyxc,xkc->bnyxk", grid, relative_rows(rel_pos_w, size))
+    size = int(k.shape[2] ** 0.5)
+    height, width = query_grid or (size, size)
+    rows_h = relative_rows(rel_pos_h, size)[:height].to(q.dtype)
+    rows_w = relative_rows(rel_pos_w, size)[:width].to(q.dtype)
     if folded is None:
-        folded = tokens >= FOLD_FROM or q.is_cuda
-    if not folded:
-        bias = (rel_h[..., :, None] + rel_w[..., None, :]).reshape(batch, heads, tokens, tokens)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        folded = q.device.type != "cpu"
+    if folded:
+        return _folded_attention(q, k, v, rows_h, rows_w)
+    return _BiasedAttention.apply(q, k, v, rows_h, rows_w)
 
-    width = -(-(dim + 2 * size) // 8) * 8  # the fused kernels want one head width for q, k and v, a multiple of 8
-    spare = width - dim - 2 * size
+
+def _position_terms(q: Tensor, rows_h: Tensor, rows_w: Tensor) -> tuple[Tensor, Tensor]:
+    """``q . Rh`` and ``q . Rw``, each ``[B, heads, h, w, S]`` for a query (y, x) and a key's row v or column u."""
+    grid = q.unflatten(2, (len(rows_h), len(rows_w)))
+    return torch.einsum("bnyxc,yvc->bnyxv", grid, rows_h), torch.einsum("bnyxc,xuc->bnyxu", grid, rows_w)
+
+
+def _folded_attention(q: Tensor, k: Tensor, v: Tensor, rows_h: Tensor, rows_w: Tensor) -> Tensor:
+    dim, size = q.shape[-1], rows_h.shape[1]
+    spare = -(dim + 2 * size) % 8  # the fused kernels want one head width for q, k and v, a multiple of 8
+    positions = [t.flatten(2, 3) for t in _position_terms(q, rows_h, rows_w)]
+    q = torch.cat([q * dim**-0.5, *positions, q.new_zeros(*q.shape[:3], spare)], -1)
     eye = torch.eye(size, dtype=k.dtype, device=k.device)
-    onehot = torch.cat(
-        [eye[:, None].expand(size, size, size), eye[None].expand(size, size, size), eye.new_zeros(size, size, spare)],
-        -1,
-    )  # [S, S, 2 S + spare]
-    q = torch.cat(
-        [
-            q * dim**-0.5,
-            rel_h.reshape(batch, heads, tokens, size),
-            rel_w.reshape(batch, heads, tokens, size),
-            q.new_zeros(batch, heads, tokens, spare),
-        ],
-        -1,
-    )
-    k = torch.cat([k, onehot.reshape(tokens, -1).expand(batch, heads, -1, -1)], -1)
-    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, width - dim)), scale=1.0)[..., :dim]
+    onehot = torch.cat([eye.repeat_interleave(size, 0), eye.repeat(size, 1), eye.new_zeros(size**2, spare)], -1)
+    k = torch.cat([k, onehot.expand(*k.shape[:2], -1, -1)], -1)
+    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 2 * size + spare)), scale=1.0)[..., :dim]
+
+
+class _BiasedAttention(torch.autograd.Function):
+    """Attention with an additive bias that is made, used and dropped part by part, forwards and backwards.
+
+    With P the weights, dP = dO V^T and dL the gradient of the logits:
+    ``dL = P * (dP - rowsum(dO * O))``, ``dV = P^T dO``, ``dK = scale dL^T Q``,
+    ``dQ = scale dL K + (dL summed over u) Rh + (dL summed over v) Rw``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows_h: Tensor, rows_w: Tensor) -> Tensor:
+        out = _empty_like(q)
+        for part in _parts(q, k):
+            bias = _bias(q[part], rows_h, rows_w)
+            out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=bias)
+        ctx.save_for_backward(q, k, v, rows_h, rows_w, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, rows_h, rows_w, out = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        grad_q, grad_k, grad_v = (_empty_like(t) for t in (q, k, v))
+        grad_h, grad_w = torch.zeros_like(rows_h), torch.zeros_like(rows_w)
+        for part in _parts(q, k):
+            query, key, value, result, grad = (t[part].flatten(0, 1) for t in (q, k, v, out, grads[0]))
+            logits = _bias(q[part], rows_h, rows_w).flatten(0, 1).baddbmm_(query, key.mT, alpha=scale)
+            weights = logits.softmax(-1)
+            grad_v[part] = (weights.mT @ grad).view_as(v[part])
+            grad_logits = (grad @ value.mT).sub_((grad * result).sum(-1, keepdim=True)).mul_(weights)
+            grad_k[part] = (grad_logits.mT @ query).mul_(scale).view_as(k[part])
+            grid = grad_logits.view(*q[part].shape[:2], len(rows_h), len(rows_w), *[rows_h.shape[1]] * 2)
+            grad_rel_h, grad_rel_w = grid.sum(-1), grid.sum(-2)  # grid is [b, n, y, x, v, u]
+            content = (grad_logits @ key).mul_(scale).view_as(q[part])
+            position = torch.einsum("bnyxv,yvc->bnyxc", grad_rel_h, rows_h)
+            position += torch.einsum("bnyxu,xuc->bnyxc", grad_rel_w, rows_w)
+            grad_q[part] = content + position.flatten(2, 3)
+            if any(ctx.needs_input_grad[3:]):
+                query_grid = q[part].unflatten(2, (len(rows_h), len(rows_w)))
+                grad_h += torch.einsum("bnyxv,bnyxc->yvc", grad_rel_h, query_grid)
+                grad_w += torch.einsum("bnyxu,bnyxc->xuc", grad_rel_w, query_grid)
+        return grad_q, grad_k, grad_v, grad_h, grad_w
+
+
+def _parts(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of batch and heads whose bias has about `PART` elements."""
+    batch, heads, _, _ = q.shape
+    heads_at_once = max(1, min(heads, PART // (q.shape[2] * k.shape[2])))
+    images_at_once = max(1, PART // (heads * q.shape[2] * k.shape[2]))
+    for i in range(0, batch, images_at_once):
+        for j in range(0, heads, heads_at_once):
+            yield slice(i, i + images_at_once), slice(j, j + heads_at_once)
+
+
+def _bias(q: Tensor, rows_h: Tensor, rows_w: Tensor) -> Tensor:
+    """``[B, heads, h * w, S * S]``."""
+    rel_h, rel_w = (t.contiguous() for t in _position_terms(q, rows_h, rows_w))
+    return (rel_h[..., :, None] + rel_w[..., None, :]).flatten(4, 5).flatten(2, 3)
+
+
+def _empty_like(t: Tensor) -> Tensor:
+    """Uninitialised, with a token's heads side by side in memory, as the projections want them."""
+    batch, heads, tokens, dim = t.shape
+    return t.new_empty(batch, tokens, heads, dim).transpose(1, 2)

@@ -9,8 +9,8 @@ from torch import nn
 from samora_monai.errors import InputError
 
 # What prompt-free segmentation never uses gets no gradient in any system: other prompts and the quality head.
-_UNUSED = r"prompt_encoder\.(?!no_mask_embed)|mask_decoder\.iou_prediction_head"
-_DECODER = r"prompt_encoder\.no_mask_embed|mask_decoder\."
+_UNUSED = r"prompt_encoder\.(?!no_mask_embed)|mask_decoder2?\.iou_prediction_head"
+_DECODER = r"prompt_encoder\.no_mask_embed|mask_decoder2?\."
 _EXPERTS = r"image_encoder\.blocks\.\d+\.attn\.experts\."
 _HL_ATTN = r"image_encoder\.blocks\.\d+\.hl_attn\."
 _DECODER_BASE = r"mask_decoder\.transformer\.(?!.*\.expert\.)"

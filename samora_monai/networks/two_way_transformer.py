@@ -1,7 +1,8 @@
 """SAM's two-way transformer: prompt and mask tokens attend to the image and the image attends to them.
 
 Source: segment-anything (https://arxiv.org/abs/2304.02643), Apache-2.0.
-Differs from SAM's code in: fused attention kernels; an expert may stand beside the q and v projections (SAMed_s).
+Differs from SAM's code in: fused attention kernels; an expert may stand beside the q and v projections (SAMed_s);
+the order of a block and a prior on its cross-attentions are arguments (H-SAM, https://arxiv.org/abs/2403.18271).
 """
 
 from __future__ import annotations
@@ -32,65 +33,116 @@ class TokenAttention(nn.Module):
         self.out_proj = nn.Linear(inner_dim, dim)
         self.expert = Expert(dim, inner_dim, rank) if rank else None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: ``[B or 1, n, dim]``; k, v: ``[B or 1, m, dim]`` -> ``[B, n, dim]``."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None = None) -> Tensor:
+        """q: ``[B or 1, n, dim]``; k, v: ``[B or 1, m, dim]`` -> ``[B, n, dim]``.
+
+        `prior`, ``[B, n, m]``, multiplies the attention's weights after their softmax; they are not normalised again.
+        """
         query, value = self.q_proj(q), self.v_proj(v)
         if self.expert is not None:
             query = query + self.expert.linear_b_q(self.expert.linear_a_q(q))
             value = value + self.expert.linear_b_v(self.expert.linear_a_v(v))
         heads = [t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, self.k_proj(k), value)]
         batch = max(len(t) for t in heads)  # tokens without prompts have batch 1 until they meet the images
-        out = F.scaled_dot_product_attention(*(t.expand(batch, -1, -1, -1) for t in heads))
+        query, key, value = (t.expand(batch, -1, -1, -1) for t in heads)
+        if prior is None:
+            out = F.scaled_dot_product_attention(query, key, value)
+        else:
+            weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)
+            out = weights * prior[:, None] @ value
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
 class TwoWayAttentionBlock(nn.Module):
-    """Self-attention of the tokens, tokens to image, MLP on the tokens, image to tokens."""
+    """Self-attention of the tokens, tokens to image, MLP on the tokens, image to tokens; see `TwoWayTransformer`."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, first: bool, rank: int = 0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        first: bool,
+        rank: int = 0,
+        self_attention_first: bool = True,
+        cross_dim: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
+        cross_dim = cross_dim or dim // 2
         self.first = first
+        self.self_attention_first = self_attention_first
         self.self_attn = TokenAttention(dim, dim, num_heads, rank)
         self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn_token_to_image = TokenAttention(dim, dim // 2, num_heads, rank)
+        self.cross_attn_token_to_image = TokenAttention(dim, cross_dim, num_heads, rank)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = MLPBlock(dim, mlp_dim, nn.ReLU)
         self.norm3 = nn.LayerNorm(dim)
         self.norm4 = nn.LayerNorm(dim)
-        self.cross_attn_image_to_token = TokenAttention(dim, dim // 2, num_heads, rank)
+        self.cross_attn_image_to_token = TokenAttention(dim, cross_dim, num_heads, rank)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor) -> tuple[Tensor, Tensor]:
-        if self.first:  # as in SAM: no positional encoding and no residual, the queries are the encoding themselves
-            queries = self.self_attn(queries, queries, queries)
-        else:
-            q = queries + query_pe
-            queries = queries + self.self_attn(q, q, queries)
-        queries = self.norm1(queries)
-        attended = self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys)
-        queries = self.norm2(queries + attended)
+    def forward(
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if self.self_attention_first:
+            queries = self._attend_to_tokens(queries, query_pe)
+        attended = self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys, prior)
+        queries = self.norm2(queries + self.dropout(attended))
+        if not self.self_attention_first:
+            queries = self._attend_to_tokens(queries, query_pe)
         queries = self.norm3(queries + self.mlp(queries))
-        attended = self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries)
+        prior = None if prior is None else prior.transpose(1, 2)
+        attended = self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries, prior)
         return queries, self.norm4(keys + attended)
+
+    def _attend_to_tokens(self, queries: Tensor, query_pe: Tensor) -> Tensor:
+        if self.first:  # as in SAM: no positional encoding and no residual, the queries are the encoding themselves
+            return self.norm1(self.self_attn(queries, queries, queries))
+        q = queries + query_pe
+        return self.norm1(queries + self.self_attn(q, q, queries))
 
 
 class TwoWayTransformer(nn.Module):
-    """Args: `depth` blocks of width `dim`; `rank` of the experts on every attention's q and v, 0 for none."""
+    """A stack of two-way blocks and a last look of the tokens at the image.
 
-    def __init__(self, depth: int, dim: int, num_heads: int, mlp_dim: int, rank: int = 0) -> None:
+    Args:
+        depth: number of blocks.
+        dim, num_heads, mlp_dim: width of the tokens, heads of every attention, width of the MLPs.
+        rank: rank of the experts on every attention's q and v, 0 for none.
+        self_attention_first: SAM's order; H-SAM's blocks look at the image first and then at the other tokens.
+        cross_dim: inner width of the blocks' cross-attentions; ``None`` is ``dim / 2``, as in SAM.
+        dropout: on what the tokens take from the image in the blocks.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        rank: int = 0,
+        self_attention_first: bool = True,
+        cross_dim: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            TwoWayAttentionBlock(dim, num_heads, mlp_dim, first=i == 0, rank=rank) for i in range(depth)
+            TwoWayAttentionBlock(dim, num_heads, mlp_dim, i == 0, rank, self_attention_first, cross_dim, dropout)
+            for i in range(depth)
         )
         self.final_attn_token_to_image = TokenAttention(dim, dim // 2, num_heads, rank)
         self.norm_final_attn = nn.LayerNorm(dim)
 
-    def forward(self, image_embedding: Tensor, image_pe: Tensor, point_embedding: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image_embedding: Tensor, image_pe: Tensor, point_embedding: Tensor, prior: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Lets tokens and image exchange.
 
         Args:
             image_embedding: ``[B, dim, G, G]``.
             image_pe: ``[1 or B, dim, G, G]``.
             point_embedding: tokens ``[B or 1, n, dim]``, also their own positional encoding.
+            prior: ``[B, n, G * G]``, what multiplies the weights of the blocks' cross-attentions, both ways.
 
         Returns:
             tokens ``[B, n, dim]`` and image tokens ``[B, G * G, dim]``.
@@ -99,6 +151,6 @@ class TwoWayTransformer(nn.Module):
         key_pe = image_pe.flatten(2).transpose(1, 2)
         queries = point_embedding
         for layer in self.layers:
-            queries, keys = layer(queries, keys, point_embedding, key_pe)
+            queries, keys = layer(queries, keys, point_embedding, key_pe, prior)
         attended = self.final_attn_token_to_image(queries + point_embedding, keys + key_pe, keys)
         return self.norm_final_attn(queries + attended), keys

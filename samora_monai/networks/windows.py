@@ -1,13 +1,21 @@
 """Square windows of a token grid: where SAM's windowed blocks attend.
 
 SAM pads the grid at the bottom and right with zero tokens up to a multiple of the window; the padded tokens are *not*
-masked, they enter the softmax as keys. Here projections run on the true grid and only their results are padded.
+masked, they enter the softmax as keys.
+Differs from SAM's code in: projections run on the true grid, a padded token's key and value are what the projection
+leaves of zero; and padded tokens ask no queries, for the answers would be cropped.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from collections.abc import Callable
+from itertools import product
+
+import torch
 from torch import Tensor
+
+# (q, k, v, rows and columns of a window that q fills) -> shape of q; all are [windows, heads, tokens, head_dim]
+Attention = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
 
 
 class Windows:
@@ -19,27 +27,53 @@ class Windows:
     """
 
     def __init__(self, size: int, window: int) -> None:
-        self.grid = size
         self.side = window or size
-        self.count = -(-size // self.side)  # windows along one side
-        self.pad = self.count * self.side - size
+        whole = size - size % self.side
+        spans = [slice(*span) for span in ((0, whole), (whole, size)) if span[0] < span[1]]
+        # the whole windows; those cut off at the right, at the bottom, and at the corner
+        self.areas = [(slice(None), rows, columns) for rows, columns in product(spans, spans)]
 
-    def split(self, x: Tensor, num_heads: int, bias: Tensor | None = None) -> Tensor:
-        """``[B, h, w, C]`` -> ``[B * windows, num_heads, side * side, C / num_heads]``.
+    def attend(
+        self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, num_heads: int, pad_k: Tensor, pad_v: Tensor
+    ) -> Tensor:
+        """Attention within every window.
 
-        `bias`, ``[C]``, is added after the padding: what the projection of a zero token leaves.
+        Args:
+            attention: attention of many windows of one shape.
+            q, k, v: ``[B, h, w, C]``.
+            num_heads: heads that C is divided into.
+            pad_k, pad_v: key and value of a padded token, ``[C]``.
+
+        Returns:
+            ``[B, h, w, C]``.
         """
-        if self.pad:
-            x = F.pad(x, (0, 0, 0, self.pad, 0, self.pad))
-        if bias is not None:
-            x = x + bias
-        b, n, s = x.shape[0], self.count, self.side
-        # [B, rows, y, columns, x, heads, head_dim] -> [B, rows, columns, heads, y, x, head_dim]
-        x = x.reshape(b, n, s, n, s, num_heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
-        return x.reshape(b * n * n, num_heads, s * s, -1)
+        out = q.new_empty(q.shape)
+        for area in self.areas:
+            rows, columns = (min(self.side, n) for n in q[area].shape[1:3])
+            query = self._split(q[area], rows, columns, num_heads)
+            key, value = (
+                self._split(self._pad(t[area], pad), self.side, self.side, num_heads)
+                for t, pad in ((k, pad_k), (v, pad_v))
+            )
+            result = attention(
+                *(t.flatten(0, 2).flatten(2, 3) for t in (query, key, value)), (rows, columns)
+            )  # [B * windows, heads, rows * columns, head_dim]
+            if len(self.areas) == 1 and result.shape[0] == q.shape[0]:
+                return result.transpose(1, 2).reshape(q.shape)
+            self._split(out[area], rows, columns, num_heads).copy_(result.reshape(query.shape))
+        return out
 
-    def merge(self, x: Tensor, batch: int) -> Tensor:
-        """The inverse of `split`, padding cropped: ``[B * windows, heads, side * side, d]`` -> ``[B, h, w, C]``."""
-        n, s, heads = self.count, self.side, x.shape[1]
-        x = x.reshape(batch, n, n, heads, s, s, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        return x.reshape(batch, n * s, n * s, -1)[:, : self.grid, : self.grid]
+    @staticmethod
+    def _split(x: Tensor, rows: int, columns: int, num_heads: int) -> Tensor:
+        """A view of ``[B, h, w, C]`` as ``[B, h / rows, w / columns, num_heads, rows, columns, C / num_heads]``."""
+        x = x.unflatten(3, (num_heads, -1)).unflatten(2, (-1, columns)).unflatten(1, (-1, rows))
+        return x.permute(0, 1, 3, 5, 2, 4, 6)
+
+    def _pad(self, x: Tensor, pad: Tensor) -> Tensor:
+        """Fills ``[B, h, w, C]`` at the bottom and right, up to a multiple of the window."""
+        bottom, right = (-n % self.side for n in x.shape[1:3])
+        if right:
+            x = torch.cat([x, pad.expand(*x.shape[:2], right, -1)], 2)
+        if bottom:
+            x = torch.cat([x, pad.expand(x.shape[0], bottom, *x.shape[2:])], 1)
+        return x

@@ -136,6 +136,7 @@ def test_random_transforms_are_reproducible_and_differ_between_workers(tmp_path,
         set_determinism(None)
     assert first == second
     assert len(set(first)) == 8
+    assert type(dataset[0]["image"]) is torch.Tensor
 
 
 def test_refused(tmp_path, write_nifti):

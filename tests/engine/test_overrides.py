@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from samora_monai.engine.overrides import check_overrides, parse_flags
+from samora_monai.engine.overrides import check_overrides, flag, parse_flags
 from samora_monai.errors import InputError
 
 CONFIG = """
@@ -39,6 +39,7 @@ def check(tmp_path, monkeypatch):
         [],
         ["--epochs", "1"],
         ["--epochs=1", "--batch-size", "2"],  # fire reads - as _
+        ["--epochs", "$2 * 3", "--batch_size", "@epochs"],
         ["--intensity_range", "[0, 1]"],  # present, though null
         ["--train::dataloader::pin_memory", "True"],  # a component's argument that the config leaves out
         ["--train#handlers#1#_disabled_", "True"],
@@ -67,6 +68,7 @@ def test_accepts(check, arguments):
         (["--epochs::x", "1"], "'epochs::x' does not exist .* 'epochs' is the value 100"),
         (["--experiment_name", "a"], "unknown setting 'experiment_name'"),  # without --tracking
         (["--zzz"], "unknown setting 'zzz' .* see the top of that file"),
+        (["--epochs", "many"], "'--epochs' must be a number, got 'many'; the config has 100"),
     ],
 )
 def test_refuses(check, arguments, message):
@@ -97,3 +99,19 @@ def test_is_silent_elsewhere(check):
 def test_flags_as_fire_reads_them():
     arguments = ["training", "--a", "1", "--b=x", "--c", "-3", "--noamp", "--d", "--e", "[1, 'y']"]
     assert parse_flags(arguments) == {"a": 1, "b": "x", "c": -3, "amp": False, "d": True, "e": [1, "y"]}
+
+
+@pytest.mark.parametrize(("value", "expected"), [(True, True), (False, False), ("true", True), ("False", False)])
+def test_flag(value, expected):
+    assert flag(value) is expected
+
+
+def test_flag_refuses_anything_else():
+    with pytest.raises(InputError, match="expected true or false for a switch, got 'maybe'"):
+        flag("maybe")
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "null"], ["--train::dataloader::shuffle", "false"]])
+def test_refuses_yaml_literals_that_fire_takes_for_text(check, arguments):
+    with pytest.raises(InputError, match="would be read as the text"):
+        check(*arguments)

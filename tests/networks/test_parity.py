@@ -189,7 +189,7 @@ def reference_name(name: str) -> str:
     return f"{module}.{target}_proj.w_{letter}.weight"
 
 
-@pytest.mark.parametrize("name", [n for n in names("grads_samed")])
+@pytest.mark.parametrize("name", names("grads_samed"))
 def test_gradients(name, tmp_path):
     golden = Golden(name)
     net = samed(golden, tmp_path).double()

@@ -1,0 +1,140 @@
+"""H-SAM's LoRA files, read and written: experts, prompt encoder and both mask decoders, without SAM's encoder.
+
+H-SAM (https://arxiv.org/abs/2403.18271), `save_lora_parameters`. As SAMed's files (`samed`), and besides:
+
+- `prompt_encoder2.*` is a second name of `prompt_encoder.*`: dropped on load, where it must hold the same values, and
+  written again on save;
+- CMAttn's weights and the LayerNorms of decoder 2's cross-attentions change no output of H-SAM (see
+  `hierarchical_decoder`): dropped on load by their names, whatever their shape, so that files made at 224 and at 512
+  load at every size; written on save in the shapes that H-SAM expects, LayerNorms as new, CMAttn's matrices as zeros.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_state, write_checkpoint
+from samora_monai.checkpoints.samed import check_pixel_statistics, encoder_expert_keys, set_pixel_statistics
+from samora_monai.errors import InputError
+from samora_monai.networks.segmenter import Segmenter
+
+_ALIAS, _ORIGINAL = "prompt_encoder2.", "prompt_encoder."
+_UNUSED = re.compile(
+    r"mask_decoder2\.(med_sel|self_attn|self_attn2|norm1|norm2|mlp)\."
+    r"|mask_decoder2\.transformer2\.layers\.\d+\.cross_attn_(token_to_image|image_to_token)\.norm[123]\."
+)
+_SIZES = {224: 14 * 14, 512: 32 * 32}  # the input sizes that H-SAM has networks for; its unused weights' width
+
+
+def without_unused(state: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Takes from an H-SAM state dict what H-SAM holds twice or never uses.
+
+    Returns:
+        the rest, and the keys that were taken away.
+
+    Raises:
+        InputError: the two names of a prompt encoder's tensor hold different values.
+    """
+    kept: dict[str, Tensor] = {}
+    dropped = []
+    for key, value in state.items():
+        if key.startswith(_ALIAS):
+            original = key.replace(_ALIAS, _ORIGINAL, 1)
+            if original in state and not torch.equal(state[original], value):
+                raise InputError(f"checkpoint {name} is damaged: {key} differs from {original}; get it again")
+        elif not _UNUSED.match(key):
+            kept[key] = value
+            continue
+        dropped.append(key)
+    return kept, dropped
+
+
+def hsam_keys(net: Segmenter) -> dict[str, str]:
+    """H-SAM's name -> our name, for every tensor of its file that `net` uses.
+
+    Raises:
+        InputError: the network is not H-SAM (one expert, no fusion, the hierarchical decoder).
+    """
+    if net.decoder != "hierarchical":
+        raise InputError(
+            f"H-SAM's files hold two decoders but the network's is {net.decoder!r}; use decoder: hierarchical"
+        )
+    keys = encoder_expert_keys(net, "H-SAM")
+    parts = ("prompt_encoder.", "mask_decoder.", "mask_decoder2.")
+    return keys | {n: n for n in net.state_dict() if n.startswith(parts) and not _is_class_attention(n)}
+
+
+def load_hsam(net: Segmenter, source: Source) -> LoadReport:
+    """Loads an H-SAM file on top of a SAM base, and sets the pixel statistics to H-SAM's: mean 0, std 1.
+
+    A class-balanced attention, which the file does not have, keeps its values; a new one computes what H-SAM computes.
+
+    Raises:
+        MissingFileError, InputError: no such file; another rank, class count, encoder depth or kind (names the key).
+    """
+    keys = hsam_keys(net)
+    whole, name = read_state(source)
+    state, dropped = without_unused(whole, name)
+    rank, classes = (len(state.get(key, ())) for key in ("w_a_000", "mask_decoder.mask_tokens.weight"))
+    remedy = "expected a LoRA file of H-SAM"
+    if rank and "mask_decoder2.mask_tokens.weight" in state:
+        blocks = sum(key.startswith("w_a_") for key in state) // 2
+        remedy = (
+            f"the file is of an encoder with {blocks} blocks, rank={rank}, num_classes={classes}; "
+            "build the network with these"
+        )
+    ours = {keys.get(key, key): value for key, value in state.items()}
+    copied = copy_strictly(net, ours, list(keys.values()), name, remedy)
+    set_pixel_statistics(net)
+    kept = [k for k in net.state_dict() if k not in set(copied) and not k.startswith("pixel")]
+    return LoadReport(name, copied=copied, kept=kept, dropped=dropped)
+
+
+def save_hsam(net: Segmenter, path: str | os.PathLike[str]) -> None:
+    """Writes the file that H-SAM reads at the network's input size.
+
+    Raises:
+        InputError: the network is not H-SAM, or one that H-SAM cannot be: of an input size other than 224 and 512, with
+            class-balanced attention, with other pixel statistics; or the file cannot be written.
+    """
+    keys = hsam_keys(net)
+    if net.image_size not in _SIZES:
+        raise InputError(
+            f"H-SAM has networks for input sizes 224 and 512 only, but this one is of {net.image_size}; "
+            "save the model or an adapter file"
+        )
+    full = net.state_dict()
+    if any(_is_class_attention(key) for key in full):
+        raise InputError("H-SAM's files have no place for class_balanced_attention; save the model or an adapter file")
+    check_pixel_statistics(net, "H-SAM")
+    state = {theirs: full[ours].cpu().clone() for theirs, ours in keys.items()}
+    state |= {key.replace(_ORIGINAL, _ALIAS, 1): value for key, value in state.items() if key.startswith(_ORIGINAL)}
+    write_checkpoint(state | unused_tensors(net), path)
+
+
+def unused_tensors(net: Segmenter) -> dict[str, Tensor]:
+    """What H-SAM registers for the input size of `net` but never uses: LayerNorms at one and zero, the rest at zero."""
+    assert net.mask_decoder2 is not None
+    width = _SIZES[net.image_size]
+    weights: dict[str, tuple[int, ...]] = {"med_sel.0": (1, net.num_classes)}
+    for attention in ("self_attn", "self_attn2"):
+        weights |= {f"{attention}.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
+    weights |= {"mlp.lin1": (2048, width), "mlp.lin2": (width, 2048), "norm1": (width,), "norm2": (width,)}
+    for i in range(len(net.mask_decoder2.transformer2.layers)):
+        for attention in ("cross_attn_token_to_image", "cross_attn_image_to_token"):
+            for norm, size in (("norm1", 196), ("norm2", 9), ("norm3", 1024)):  # whatever size and classes
+                weights[f"transformer2.layers.{i}.{attention}.{norm}"] = (size,)
+    tensors = {}
+    for module, shape in weights.items():
+        tensors[f"mask_decoder2.{module}.weight"] = torch.ones(shape) if len(shape) == 1 else torch.zeros(shape)
+        tensors[f"mask_decoder2.{module}.bias"] = torch.zeros(shape[0])
+    return tensors
+
+
+def _is_class_attention(key: str) -> bool:
+    return key.startswith("mask_decoder2.class_attention.")

@@ -1,0 +1,58 @@
+"""model.pt: everything, strictly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from samora_monai.checkpoints import load_model
+from samora_monai.networks import LEVELS
+from tests.tiny import IDENTITY, image, randomise, refused, tiny, untouched
+
+SETTINGS: dict[str, Any] = {"experts": LEVELS, "fusion": "block"}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_round_trip(training, tmp_path):
+    first = tiny(**SETTINGS, **IDENTITY)
+    randomise(first, 1)
+    state = first.state_dict()
+    torch.save({"model": state, "optimizer": {"lr": 0.1}, "epoch": 3} if training else state, tmp_path / "model.pt")
+    second = tiny(**SETTINGS)
+    report = load_model(second, tmp_path / "model.pt")
+    assert report.copied == list(state)
+    assert (report.resized, report.kept, report.dropped) == ([], [], [])
+    x = image(1, 1, 50, 70)
+    assert torch.equal(first.eval()(x), second.eval()(x))
+
+
+def test_missing_and_superfluous_keys_are_refused(tmp_path):
+    net = tiny(**SETTINGS)
+    state = tiny(**SETTINGS).state_dict()
+    key = "image_encoder.blocks.1.hl_attn.cross.patch.q.weight"
+    with refused(f"1 keys missing ({key})", "other settings"), untouched(net):
+        load_model(net, {k: v for k, v in state.items() if k != key})
+    with refused("1 keys not expected (ema.decay)"), untouched(net):
+        load_model(net, state | {"ema.decay": torch.ones(1)})
+    with refused("holds a float as 'ema.decay'"), untouched(net):
+        load_model(net, state | {"ema.decay": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_classes": 9}, ("36 keys missing (mask_decoder.output_hypernetworks_mlps.3", "9 classes")),
+        ({"num_classes": 2}, ("6 keys not expected (mask_decoder.output_hypernetworks_mlps.2", "2 classes")),
+        ({"image_size": 96}, ("image_encoder.pos_embed is [1, 4, 4, 32], expected [1, 6, 6, 32]", "input 96")),
+        ({"experts": ("task",), "fusion": None}, ("experts.image", "experts task")),
+        ({"rank": 8}, ("is [4, 32], expected [8, 32]",)),
+        ({"fusion_width": 16}, ("is [32, 32], expected [16, 32]",)),
+    ],
+)
+def test_other_settings_are_refused(settings, words, tmp_path):
+    torch.save(tiny(**SETTINGS).state_dict(), tmp_path / "model.pt")
+    net = tiny(**(SETTINGS | settings))
+    with refused("'model.pt'", "give it the same ones", *words), untouched(net):
+        load_model(net, tmp_path / "model.pt")
