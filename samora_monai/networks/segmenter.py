@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from samora_monai.errors import InputError
@@ -141,6 +142,7 @@ class Segmenter(nn.Module):
         """``[B, in_channels, H, W]`` in [0, 1] -> the encoder's input ``[B, 3, S, S]``."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise InputError(f"expected images [B, {self.in_channels}, H, W], got {list(x.shape)}")
+        x = convert_to_tensor(x, track_meta=False)  # the metadata of a MONAI tensor would slow down every operation
         x = resize_image(x, (self.image_size, self.image_size))
         return (x - self.pixel_mean) / self.pixel_std  # a grey image is repeated by broadcasting
 

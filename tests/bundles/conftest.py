@@ -1,0 +1,93 @@
+"""Phantoms, the bundle, and one training that many tests look at."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigWorkflow, create_workflow
+from monai.utils import set_determinism
+
+from samora_monai.data.phantoms import write_phantoms
+from tests.bundles.command_line import CONFIGS, FAST, Bundle, CommandLine, Finished
+
+
+@pytest.fixture(scope="session")
+def command_line(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    return CommandLine(tmp_path_factory.mktemp("output"))
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two scans for training and two for validation, none of them RAS and the third oblique. Not to be changed."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, num_training=2, num_validation=2, shape=(48, 48, 8))
+    return folder
+
+
+@pytest.fixture
+def data(phantoms: Path, tmp_path: Path) -> Path:
+    """The phantoms, to be spoiled."""
+    return Path(shutil.copytree(phantoms, tmp_path / "data"))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, command_line: CommandLine) -> Bundle:
+    """A bundle without a model."""
+    return Bundle(tmp_path / "bundle", command_line)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained bundle, what its training printed, and its data. Not to be changed: give another `output_dir`."""
+
+    bundle: Bundle
+    finished: Finished
+    data: Path
+
+    @property
+    def output_dir(self) -> Path:
+        return self.bundle.root / "eval"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, command_line: CommandLine, phantoms: Path) -> Trained:
+    bundle = Bundle(tmp_path_factory.mktemp("trained") / "bundle", command_line)
+    finished = bundle("training", dataset_dir=phantoms, **FAST)
+    assert finished.code == 0, finished
+    return Trained(bundle, finished, phantoms)
+
+
+@pytest.fixture
+def in_process() -> Iterator[Callable[..., ConfigWorkflow]]:
+    """`in_process(bundle, "training", KEY=VALUE, ...)` builds the workflow in this process.
+
+    What the start of a run changes in this process is undone afterwards.
+    """
+    before = sys.excepthook, logging.getLogRecordFactory(), logging.getLogger("monai.bundle.scripts").level
+    path = list(sys.path)
+
+    def build(bundle: Bundle, workflow: str, **settings: Any) -> ConfigWorkflow:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "parsing config_file")  # the notice about trusted sources
+            return create_workflow(
+                config_file=bundle.configs(*CONFIGS[workflow]),
+                workflow_type="inference" if workflow == "inference" else "train",
+                logging_file=False,
+                bundle_root=str(bundle.root),
+                **settings,
+            )
+
+    yield build
+    sys.path[:] = path
+    sys.excepthook = before[0]
+    logging.setLogRecordFactory(before[1])
+    logging.getLogger("monai.bundle.scripts").setLevel(before[2])
+    set_determinism(seed=None)
