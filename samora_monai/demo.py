@@ -1,6 +1,6 @@
 """The main job end to end on synthetic scans: phantoms, training, evaluation, inference, a picture.
 
-    python -m samora_monai.demo [--folder demo] [--epochs 6] [--decoder hierarchical]
+    python -m samora_monai.demo [--folder demo] [--epochs 4] [--decoder hierarchical]
 
 It runs the real bundle through ``python -m monai.bundle run``, as a user would, and prints each command.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def run_bundle(workflow: str, config: str, bundle: Path, **settings: str) -> Non
     arguments = ["run", workflow, "--config_file", config, "--bundle_root", str(bundle)]
     for key, value in settings.items():
         arguments += [f"--{key}", value]
-    print(f"\n$ python -m monai.bundle {' '.join(arguments)}", flush=True)
+    print(f"\n$ python -m monai.bundle {shlex.join(arguments)}", flush=True)
     done = subprocess.run([sys.executable, "-m", "monai.bundle", *arguments], env=ENVIRONMENT, check=False)
     if done.returncode:
         sys.exit(done.returncode)
@@ -52,7 +53,7 @@ def run_bundle(workflow: str, config: str, bundle: Path, **settings: str) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", default="demo", help="where data, model and results go (default: demo)")
-    parser.add_argument("--epochs", type=int, default=6, help="training epochs (default: 6)")
+    parser.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
     parser.add_argument("--decoder", default="sam", choices=DECODERS, help="default: sam")
     args = parser.parse_args()
     start = time.monotonic()

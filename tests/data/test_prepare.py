@@ -137,7 +137,7 @@ def load(file: str) -> tuple[np.ndarray, nib.Nifti1Image]:
 # ---- what is published
 
 
-def test_published_counts(monkeypatch: pytest.MonkeyPatch):
+def test_published_counts():
     synapse, few = SPLITS["synapse"], SPLITS["synapse_10pct"]
     assert (len(synapse.training), len(synapse.validation), sum(synapse.num_slices.values())) == (18, 12, 2211)
     assert sum(map(len, few.slices.values())) == 221
