@@ -93,7 +93,7 @@ class _BiasedAttention(torch.autograd.Function):
     """Attention with an additive bias that is made, used and dropped part by part, forwards and backwards.
 
     With P the weights, dP = dO V^T and dL the gradient of the logits:
-    ``dL = P * (dP - rowsum(dO * O))``, ``dV = P^T dO``, ``dK = scale dL^T Q``,
+    ``dL = P * (dP - rowsum(P * dP))``, ``dV = P^T dO``, ``dK = scale dL^T Q``,
     ``dQ = scale dL K + (dL summed over u) Rh + (dL summed over v) Rw``.
     """
 
@@ -103,21 +103,22 @@ class _BiasedAttention(torch.autograd.Function):
         for part in _parts(q, k):
             bias = _bias(q[part], rows_h, rows_w)
             out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=bias)
-        ctx.save_for_backward(q, k, v, rows_h, rows_w, out)
+        ctx.save_for_backward(q, k, v, rows_h, rows_w)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, rows_h, rows_w, out = ctx.saved_tensors
+        q, k, v, rows_h, rows_w = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         grad_q, grad_k, grad_v = (_empty_like(t) for t in (q, k, v))
         grad_h, grad_w = torch.zeros_like(rows_h), torch.zeros_like(rows_w)
         for part in _parts(q, k):
-            query, key, value, result, grad = (t[part].flatten(0, 1) for t in (q, k, v, out, grads[0]))
+            query, key, value, grad = (t[part].flatten(0, 1) for t in (q, k, v, grads[0]))
             logits = _bias(q[part], rows_h, rows_w).flatten(0, 1).baddbmm_(query, key.mT, alpha=scale)
             weights = logits.softmax(-1)
             grad_v[part] = (weights.mT @ grad).view_as(v[part])
-            grad_logits = (grad @ value.mT).sub_((grad * result).sum(-1, keepdim=True)).mul_(weights)
+            grad_logits = (grad @ value.mT).mul_(weights)
+            grad_logits.addcmul_(weights, grad_logits.sum(-1, keepdim=True), value=-1)
             grad_k[part] = (grad_logits.mT @ query).mul_(scale).view_as(k[part])
             grid = grad_logits.view(*q[part].shape[:2], len(rows_h), len(rows_w), *[rows_h.shape[1]] * 2)
             grad_rel_h, grad_rel_w = grid.sum(-1), grid.sum(-2)  # grid is [b, n, y, x, v, u]

@@ -55,9 +55,8 @@ class Windows:
                 self._split(self._pad(t[area], pad), self.side, self.side, num_heads)
                 for t, pad in ((k, pad_k), (v, pad_v))
             )
-            result = attention(
-                *(t.flatten(0, 2).flatten(2, 3) for t in (query, key, value)), (rows, columns)
-            )  # [B * windows, heads, rows * columns, head_dim]
+            tokens = [t.flatten(0, 2).flatten(2, 3) for t in (query, key, value)]  # [B * windows, heads, tokens, d]
+            result = attention(tokens[0], tokens[1], tokens[2], (rows, columns))
             if len(self.areas) == 1 and result.shape[0] == q.shape[0]:
                 return result.transpose(1, 2).reshape(q.shape)
             self._split(out[area], rows, columns, num_heads).copy_(result.reshape(query.shape))

@@ -43,7 +43,7 @@ def test_killed_and_resumed_is_straight_through(build, straight, tmp_path, capsy
     want = torch.load(straight.model_file, weights_only=True)
     got = torch.load(run.model_file, weights_only=True)
     assert set(got) == {"weight", "bias"}  # flat
-    assert all(torch.equal(got[key], want[key]) for key in want)
+    torch.testing.assert_close(got, want)  # another process may add in another order
 
 
 def test_worse_epoch_after_resume_leaves_the_best_weights(build, tmp_path):
