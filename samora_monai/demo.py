@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -44,7 +43,8 @@ def run_bundle(workflow: str, config: str, bundle: Path, **settings: str) -> Non
     arguments = ["run", workflow, "--config_file", config, "--bundle_root", str(bundle)]
     for key, value in settings.items():
         arguments += [f"--{key}", value]
-    print(f"\n$ python -m monai.bundle {shlex.join(arguments)}", flush=True)
+    words = (f'"{word}"' if "'" in word else word for word in arguments)
+    print(f"\n$ python -m monai.bundle {' '.join(words)}", flush=True)
     done = subprocess.run([sys.executable, "-m", "monai.bundle", *arguments], env=ENVIRONMENT, check=False)
     if done.returncode:
         sys.exit(done.returncode)

@@ -8,7 +8,7 @@ Differs from SAM's code in: the fused kernels of torch, in two exact forms (meas
 - the position terms become an additive bias, for a few heads at a time, so that it never leaves the processor's cache;
   the backward pass computes the weights again instead of keeping them. The faster form on CPU;
 - the position terms are folded into wider queries and keys, ``q' = [scale q, q Rh, q Rw]``,
-  ``k' = [k, onehot(v), onehot(u)]``, which needs no bias at all. The form for GPUs.
+  ``k' = [k, onehot(v), onehot(u)]``, which needs no bias at all. The form for GPUs, and for torch.compile and export.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def rel_pos_attention(
         q: ``[B, heads, h * w, head_dim]``, tokens in row-major order, from the top left of the window.
         k, v: ``[B, heads, S * S, head_dim]``.
         rel_pos_h, rel_pos_w: tables ``[2 S - 1, head_dim]``, shared by the heads.
-        folded: which of the two exact forms; by default the one for the device.
+        folded: which of the two exact forms; by default the one for the device, or for a compiler.
         query_grid: h and w; by default all of the window, S and S.
 
     Returns:
@@ -66,7 +66,7 @@ def rel_pos_attention(
     rows_h = relative_rows(rel_pos_h, size)[:height].to(q.dtype)
     rows_w = relative_rows(rel_pos_w, size)[:width].to(q.dtype)
     if folded is None:
-        folded = q.device.type != "cpu"
+        folded = q.device.type != "cpu" or torch.compiler.is_compiling()  # a graph for any number of images
     if folded:
         return _folded_attention(q, k, v, rows_h, rows_w)
     return _BiasedAttention.apply(q, k, v, rows_h, rows_w)

@@ -43,7 +43,7 @@ class TokenAttention(nn.Module):
             query = query + self.expert.linear_b_q(self.expert.linear_a_q(q))
             value = value + self.expert.linear_b_v(self.expert.linear_a_v(v))
         heads = [t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, self.k_proj(k), value)]
-        batch = max(len(t) for t in heads)  # tokens without prompts have batch 1 until they meet the images
+        batch = max(t.shape[0] for t in heads)  # tokens without prompts have batch 1 until they meet the images
         query, key, value = (t.expand(batch, -1, -1, -1) for t in heads)
         if prior is None:
             out = F.scaled_dot_product_attention(query, key, value)

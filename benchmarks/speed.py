@@ -1,0 +1,360 @@
+"""How fast the networks are, against the machine's own matrix product and against each other.
+
+    python benchmarks/speed.py                      # everything
+    python benchmarks/speed.py encoder512 bfloat16  # some sections
+    python benchmarks/speed.py --volume             # one 512 x 512 x 100 scan from file to file, a minute on a CPU
+
+vit_b with random weights. What is compared runs in turns in one process, and every time is that of the fastest turn:
+other work on the machine only ever adds to it. Peak memory is the resident set of a process that runs nothing but that
+case (ask for it before other sections: a process counts the memory of the one that started it). The exit status is 1 if
+a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import nibabel
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from samora_monai.losses import SegmentationLoss
+from samora_monai.networks import LEVELS, Segmenter, build_segmenter
+from samora_monai.networks.rel_pos_attention import relative_rows
+from samora_monai.networks.segmenter import DECODERS
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "samora_segmentation"
+Run = Callable[[], object]
+ATTENTION = "samora_monai.networks.image_encoder.rel_pos_attention"
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "plain encoder": {"experts": ()},
+    "one expert": {"experts": ("task",)},
+    "three experts, HL-Attn": {"experts": LEVELS, "fusion": "attention"},
+    "three experts, HL-Attn D/4": {"experts": LEVELS, "fusion": "attention", "fusion_width": 192},
+    "three experts, HL-Attn on blocks": {"experts": LEVELS, "fusion": "block"},
+}
+
+
+@dataclass
+class Report:
+    """Prints a line for every measurement and remembers the targets that were missed."""
+
+    missed: list[str] = field(default_factory=list)
+
+    def title(self, text: str) -> None:
+        print(f"\n{text}\n{'':52}{'seconds':>9}{'ratio':>8}  target", flush=True)
+
+    def line(self, name: str, seconds: float | None, ratio: float | None = None, target: str = "") -> None:
+        """`target` reads ``<= 2.2`` or ``>= 0.7`` and holds for `ratio`."""
+        verdict = ""
+        if target and ratio is not None:
+            sign, bound = target.split()
+            met = ratio <= float(bound) if sign == "<=" else ratio >= float(bound)
+            verdict = f"  {target}  {'met' if met else 'MISSED'}"
+            if not met:
+                self.missed.append(name)
+        left = f"{seconds:9.3f}" if seconds is not None else " " * 9
+        right = f"{ratio:8.2f}" if ratio is not None else ""
+        print(f"{name:52}{left}{right}{verdict}", flush=True)
+
+
+def in_turns(runs: dict[str, Run], turns: int) -> dict[str, float]:
+    """Seconds of every run in its fastest turn, after one turn that does not count."""
+    seconds: dict[str, float] = {}
+    for turn in range(turns + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name] = min(time.perf_counter() - start, seconds.get(name, math.inf))
+    return seconds
+
+
+def build(system: str, image_size: int, device: str = "cpu") -> Segmenter:
+    """A network whose zero-initialised weights are random too."""
+    torch.manual_seed(0)
+    net = build_segmenter("vit_b", image_size=image_size, num_classes=9, **SYSTEMS[system])
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return net.to(device)
+
+
+def encode(net: Segmenter, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net.image_encoder(x)
+
+
+def multiply_adds(run: Run) -> int:
+    """Multiply-adds of `run`, with SAM's attention as SAM writes it."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), patch(ATTENTION, explicit_attention):
+        run()
+    return counter.get_total_flops() // 2
+
+
+def explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, query_grid: tuple[int, int]
+) -> Tensor:
+    """What `rel_pos_attention` replaces: SAM's softmax over an N x N matrix of logits."""
+    size = int(k.shape[2] ** 0.5)
+    grid = q.unflatten(2, query_grid)
+    rel_h = torch.einsum("bnyxc,ykc->bnyxk", grid, relative_rows(rel_pos_h, size)[: query_grid[0]])
+    rel_w = torch.einsum("bnyxc,xkc->bnyxk", grid, relative_rows(rel_pos_w, size)[: query_grid[1]])
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    logits = (logits.view(*rel_h.shape, size) + rel_h[..., :, None] + rel_w[..., None, :]).view_as(logits)
+    return logits.softmax(-1) @ v
+
+
+def product(size: int, dtype: torch.dtype, device: str = "cpu") -> Run:
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return partial(torch.mm, a, b)
+
+
+def training_step(net: Segmenter, x: Tensor) -> tuple[Run, Run]:
+    """The forward pass with gradients recorded, and the whole step it belongs to."""
+    net.train()
+    loss = SegmentationLoss()
+    label = torch.randint(0, 9, (len(x), 1, *x.shape[2:]), device=x.device).float()
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(net(x), label).backward()
+        optimizer.step()
+
+    return partial(net, x), step
+
+
+def machine(report: Report, turns: int) -> None:
+    report.title("machine and plain encoder, 224, batch 4; the ratio is the part of the matrix product's rate")
+    net, x = build("plain encoder", 224), torch.rand(4, 3, 224, 224)
+    size, work = 2048, multiply_adds(partial(encode, net, x))
+    seconds = in_turns({"product": product(size, torch.float32), "encoder": partial(encode, net, x)}, 2 * turns)
+    rate = size**3 / seconds["product"]
+    report.line(f"matrix product, {2 * rate / 1e9:.0f} GFLOP/s", seconds["product"])
+    share = work / seconds["encoder"] / rate
+    report.line(f"plain encoder, {work / 1e9:.1f} G multiply-adds", seconds["encoder"], share, ">= 0.7")
+
+
+def encoders(report: Report, turns: int, image_size: int, batch: int, targets: dict[str, str]) -> None:
+    report.title(f"encoder, {image_size}, batch {batch}; the ratio is to the plain encoder")
+    x = torch.rand(batch, 3, image_size, image_size)
+    seconds = in_turns({name: partial(encode, build(name, image_size), x) for name in SYSTEMS}, turns)
+    for name, value in seconds.items():
+        report.line(name, value, value / seconds["plain encoder"], targets.get(name, ""))
+
+
+def decoders(report: Report, turns: int) -> None:
+    """What H-SAM's second stage costs."""
+    for image_size, batch, target in ((224, 4, "<= 1.35"), (512, 1, "<= 1.25")):
+        report.title(f"SAMed and H-SAM, forward, {image_size}, batch {batch}; the ratio is to SAM's decoder alone")
+        x = torch.rand(batch, 1, image_size, image_size)
+        runs: dict[str, Run] = {}
+        for name in DECODERS:
+            torch.manual_seed(0)
+            net = build_segmenter("vit_b", image_size=image_size, num_classes=9, decoder=name).eval()
+            runs[name] = torch.no_grad()(partial(net, x))
+        seconds = in_turns(runs, turns)
+        for name, value in seconds.items():
+            bound = target if name == "hierarchical" else ""
+            report.line(f"decoder {name}", value, value / seconds["sam"], bound)
+
+
+def explicit(report: Report, turns: int) -> None:
+    report.title("encoder, 512, batch 1; the ratio is to the same with explicit softmax")
+    x = torch.rand(1, 3, 512, 512)
+    for name, target in (("plain encoder", ">= 1.15"), ("three experts, HL-Attn D/4", "")):
+        net = build(name, 512)
+        reference = patch(ATTENTION, explicit_attention)(partial(encode, net, x))
+        seconds = in_turns({"explicit": reference, "fused": partial(encode, net, x)}, turns)
+        report.line(name, seconds["fused"], seconds["explicit"] / seconds["fused"], target)
+
+
+def training(report: Report, turns: int) -> None:
+    report.title("training step, 224, batch 4; the ratio is to its own forward pass with gradients recorded")
+    x = torch.rand(4, 1, 224, 224)
+    for name, target in (("one expert", "<= 1.8"), ("three experts, HL-Attn", "<= 2.4")):
+        forward, step = training_step(build(name, 224), x)
+        counted = multiply_adds(step) / multiply_adds(forward)
+        seconds = in_turns({"inference": torch.no_grad()(forward), "forward": forward, "step": step}, turns)
+        report.line(f"{name}: forward, nothing recorded", seconds["inference"])
+        report.line(f"{name}: forward", seconds["forward"])
+        report.line(f"{name}: step", seconds["step"], seconds["step"] / seconds["forward"], target)
+        report.line(f"{name}: the same, counted in multiply-adds", None, counted)
+
+
+def memory(report: Report, _: int) -> None:
+    report.title("training step, 224, batch 4; the ratio is peak memory in GB")
+    report.line("one expert", None, peak_memory("one expert"))
+    report.line("three experts, HL-Attn", None, peak_memory("three experts, HL-Attn"), "<= 2.9")
+
+
+def peak_memory(system: str) -> float:
+    """Peak resident memory, in GB, of a process that takes three training steps."""
+    command = [sys.executable, __file__, "--memory", system, "--threads", str(torch.get_num_threads())]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak_memory(system: str) -> None:
+    _, step = training_step(build(system, 224), torch.rand(4, 1, 224, 224))
+    for _ in range(3):
+        step()
+    print(own_peak_memory())
+
+
+def own_peak_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def bfloat16(report: Report, turns: int) -> None:
+    report.title("encoder under bfloat16 autocast, 224, batch 4; the ratio is how much faster than float32")
+    x = torch.rand(4, 3, 224, 224)
+    for name in ("plain encoder", "three experts, HL-Attn"):
+        run = partial(encode, build(name, 224), x)
+        seconds = in_turns({"float32": run, "bfloat16": torch.autocast("cpu", torch.bfloat16)(run)}, turns)
+        report.line(name, seconds["bfloat16"], seconds["float32"] / seconds["bfloat16"], ">= 1.5")
+
+
+def gpu(report: Report, turns: int) -> None:
+    report.title("GPU, bfloat16 and torch.compile; the ratio is the part of the bfloat16 matrix product's rate")
+    if not torch.cuda.is_available():
+        print("not run: no GPU here")
+        return
+    size = 8192
+    rate = size**3 / in_turns({"product": product(size, torch.bfloat16, "cuda")}, 4 * turns)["product"]
+    for image_size, batch in ((224, 64), (512, 16)):
+        x = torch.rand(batch, 3, image_size, image_size, device="cuda")
+        for name in SYSTEMS:
+            net = build(name, image_size, "cuda")
+            work = multiply_adds(partial(encode, net, x[:1])) * batch
+            net.image_encoder.compile()
+            run = torch.autocast("cuda", torch.bfloat16)(partial(encode, net, x))
+            seconds = in_turns({"encoder": run}, turns)["encoder"]
+            title = f"{name}, {image_size}, {batch / seconds:.0f} slices/s"
+            report.line(title, seconds, work / seconds / rate)
+
+
+class Stopwatch:
+    """Calls a network without gradients and adds up its seconds."""
+
+    def __init__(self, net: Segmenter) -> None:
+        self.net = net
+        self.seconds = 0.0
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        start = time.perf_counter()
+        logits = self.net(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - start
+        return logits
+
+
+def volume(report: Report, slices: int) -> None:
+    """The inference bundle's own transforms and inferer, from file to file."""
+    report.title(f"SAMed, input 224, a scan of 512 x 512 x {slices} from file to file; the ratio is the share of all")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = Stopwatch(build("one expert", 224, str(device)).eval())
+    config = ConfigParser()
+    config.read_config(BUNDLE / "configs" / "inference.json")
+    for key in ("_target_", "checkpoint"):  # random weights have no file
+        del config["trained"][key]
+    with tempfile.TemporaryDirectory() as folder:
+        scan = Path(folder) / "scan.nii.gz"
+        voxels = np.random.default_rng(0).integers(-1000, 1000, (512, 512, slices)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-0.8, -0.8, 3, 1])), scan)
+        config["dataset_dir"], config["output_dir"] = folder, str(Path(folder) / "labels")
+        prepare, inferer, save = (config.get_parsed_content(k) for k in ("preprocessing", "inferer", "postprocessing"))
+        times = [time.perf_counter()]
+        item = prepare({"image": str(scan)})
+        times.append(time.perf_counter())
+        item["pred"] = inferer(item["image"][None].to(device), network)[0]
+        times.append(time.perf_counter())
+        save(item)
+        times.append(time.perf_counter())
+    read, inferred, saved = (b - a for a, b in pairwise(times))
+    everything = times[-1] - times[0]
+    report.line("reading and preparing", read, read / everything)
+    report.line("network", network.seconds, network.seconds / everything)
+    report.line("slicing and argmax", inferred - network.seconds, (inferred - network.seconds) / everything)
+    report.line("turning back and saving", saved, saved / everything)
+    report.line("all outside the network", everything - network.seconds, 1 - network.seconds / everything, "<= 0.1")
+    report.line(f"peak memory {own_peak_memory():.2f} GB", None)
+
+
+SECTIONS: dict[str, Callable[[Report, int], None]] = {
+    "memory": memory,
+    "machine": machine,
+    "encoder224": partial(
+        encoders,
+        image_size=224,
+        batch=4,
+        targets={
+            "three experts, HL-Attn": "<= 2.2",
+            "three experts, HL-Attn D/4": "<= 1.55",
+            "three experts, HL-Attn on blocks": "<= 4.6",
+        },
+    ),
+    "encoder512": partial(
+        encoders,
+        image_size=512,
+        batch=1,
+        targets={"three experts, HL-Attn": "<= 2.6", "three experts, HL-Attn D/4": "<= 1.6"},
+    ),
+    "decoders": decoders,
+    "explicit": explicit,
+    "training": training,
+    "bfloat16": bfloat16,
+    "gpu": gpu,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help=f"any of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--volume", metavar="SLICES", type=int, nargs="?", const=100, help="a scan (100 slices) instead"
+    )
+    parser.add_argument("--memory", metavar="SYSTEM", help="print the peak memory of a training step and leave")
+    args = parser.parse_args()
+    if unknown := set(args.sections) - set(SECTIONS):
+        parser.error(f"no section {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
+    torch.set_num_threads(args.threads)
+    if args.memory:
+        print_peak_memory(args.memory)
+        return 0
+    if not args.sections and not args.volume:  # each in a fresh process: what an allocator has seen changes its speed
+        options = ["--turns", str(args.turns), "--threads", str(args.threads)]
+        return max(subprocess.run([sys.executable, __file__, name, *options]).returncode for name in SECTIONS)
+    report = Report()
+    if args.volume:
+        volume(report, args.volume)
+    for name in args.sections:
+        SECTIONS[name](report, args.turns)
+    return 1 if report.missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
