@@ -4,17 +4,17 @@
     python benchmarks/speed.py encoder512 bfloat16  # some sections
     python benchmarks/speed.py --volume             # one 512 x 512 x 100 scan from file to file, a minute on a CPU
 
-vit_b with random weights. What is compared runs in turns in one process, and every time is that of the fastest turn:
-other work on the machine only ever adds to it. Peak memory is the resident set of a process that runs nothing but that
-case (ask for it before other sections: a process counts the memory of the one that started it). The exit status is 1 if
-a target is missed.
+vit_b with random weights. What is compared takes turns in one process, and a ratio is the median of the turns' ratios,
+for other work on the machine slows both sides; all times are medians. Peak memory is the resident set of a process that
+takes training steps and nothing else (ask for it before other sections: a process counts the memory of the one that
+started it). The exit status is 1 if a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -75,18 +75,25 @@ class Report:
         print(f"{name:52}{left}{right}{verdict}", flush=True)
 
 
-def in_turns(runs: dict[str, Run], turns: int) -> dict[str, float]:
-    """Seconds of every run in its fastest turn, after one turn that does not count."""
-    seconds: dict[str, float] = {}
-    for turn in range(turns + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name] = min(time.perf_counter() - start, seconds.get(name, math.inf))
-    return seconds
+class Times:
+    """Seconds of several runs that took turns, after one turn that does not count."""
+
+    def __init__(self, runs: dict[str, Run], turns: int) -> None:
+        self.seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for turn in range(turns + 1):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if turn:
+                    self.seconds[name].append(time.perf_counter() - start)
+
+    def __getitem__(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, name: str, to: str) -> float:
+        return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True))
 
 
 def build(system: str, image_size: int, device: str = "cpu") -> Segmenter:
@@ -148,19 +155,19 @@ def machine(report: Report, turns: int) -> None:
     report.title("machine and plain encoder, 224, batch 4; the ratio is the part of the matrix product's rate")
     net, x = build("plain encoder", 224), torch.rand(4, 3, 224, 224)
     size, work = 2048, multiply_adds(partial(encode, net, x))
-    seconds = in_turns({"product": product(size, torch.float32), "encoder": partial(encode, net, x)}, 2 * turns)
-    rate = size**3 / seconds["product"]
-    report.line(f"matrix product, {2 * rate / 1e9:.0f} GFLOP/s", seconds["product"])
-    share = work / seconds["encoder"] / rate
-    report.line(f"plain encoder, {work / 1e9:.1f} G multiply-adds", seconds["encoder"], share, ">= 0.7")
+    times = Times({"product": product(size, torch.float32), "encoder": partial(encode, net, x)}, 2 * turns)
+    rate = size**3 / times["product"]
+    report.line(f"matrix product, {2 * rate / 1e9:.0f} GFLOP/s", times["product"])
+    share = times.ratio("product", "encoder") * work / size**3
+    report.line(f"plain encoder, {work / 1e9:.1f} G multiply-adds", times["encoder"], share, ">= 0.7")
 
 
 def encoders(report: Report, turns: int, image_size: int, batch: int, targets: dict[str, str]) -> None:
     report.title(f"encoder, {image_size}, batch {batch}; the ratio is to the plain encoder")
     x = torch.rand(batch, 3, image_size, image_size)
-    seconds = in_turns({name: partial(encode, build(name, image_size), x) for name in SYSTEMS}, turns)
-    for name, value in seconds.items():
-        report.line(name, value, value / seconds["plain encoder"], targets.get(name, ""))
+    times = Times({name: partial(encode, build(name, image_size), x) for name in SYSTEMS}, turns)
+    for name in times.seconds:
+        report.line(name, times[name], times.ratio(name, "plain encoder"), targets.get(name, ""))
 
 
 def decoders(report: Report, turns: int) -> None:
@@ -173,10 +180,10 @@ def decoders(report: Report, turns: int) -> None:
             torch.manual_seed(0)
             net = build_segmenter("vit_b", image_size=image_size, num_classes=9, decoder=name).eval()
             runs[name] = torch.no_grad()(partial(net, x))
-        seconds = in_turns(runs, turns)
-        for name, value in seconds.items():
+        times = Times(runs, turns)
+        for name in times.seconds:
             bound = target if name == "hierarchical" else ""
-            report.line(f"decoder {name}", value, value / seconds["sam"], bound)
+            report.line(f"decoder {name}", times[name], times.ratio(name, "sam"), bound)
 
 
 def explicit(report: Report, turns: int) -> None:
@@ -185,8 +192,8 @@ def explicit(report: Report, turns: int) -> None:
     for name, target in (("plain encoder", ">= 1.15"), ("three experts, HL-Attn D/4", "")):
         net = build(name, 512)
         reference = patch(ATTENTION, explicit_attention)(partial(encode, net, x))
-        seconds = in_turns({"explicit": reference, "fused": partial(encode, net, x)}, turns)
-        report.line(name, seconds["fused"], seconds["explicit"] / seconds["fused"], target)
+        times = Times({"explicit": reference, "fused": partial(encode, net, x)}, turns)
+        report.line(name, times["fused"], times.ratio("explicit", "fused"), target)
 
 
 def training(report: Report, turns: int) -> None:
@@ -195,10 +202,10 @@ def training(report: Report, turns: int) -> None:
     for name, target in (("one expert", "<= 1.8"), ("three experts, HL-Attn", "<= 2.4")):
         forward, step = training_step(build(name, 224), x)
         counted = multiply_adds(step) / multiply_adds(forward)
-        seconds = in_turns({"inference": torch.no_grad()(forward), "forward": forward, "step": step}, turns)
-        report.line(f"{name}: forward, nothing recorded", seconds["inference"])
-        report.line(f"{name}: forward", seconds["forward"])
-        report.line(f"{name}: step", seconds["step"], seconds["step"] / seconds["forward"], target)
+        times = Times({"inference": torch.no_grad()(forward), "forward": forward, "step": step}, turns)
+        report.line(f"{name}: forward, nothing recorded", times["inference"])
+        report.line(f"{name}: forward", times["forward"])
+        report.line(f"{name}: step", times["step"], times.ratio("step", "forward"), target)
         report.line(f"{name}: the same, counted in multiply-adds", None, counted)
 
 
@@ -230,8 +237,8 @@ def bfloat16(report: Report, turns: int) -> None:
     x = torch.rand(4, 3, 224, 224)
     for name in ("plain encoder", "three experts, HL-Attn"):
         run = partial(encode, build(name, 224), x)
-        seconds = in_turns({"float32": run, "bfloat16": torch.autocast("cpu", torch.bfloat16)(run)}, turns)
-        report.line(name, seconds["bfloat16"], seconds["float32"] / seconds["bfloat16"], ">= 1.5")
+        times = Times({"float32": run, "bfloat16": torch.autocast("cpu", torch.bfloat16)(run)}, turns)
+        report.line(name, times["bfloat16"], times.ratio("float32", "bfloat16"), ">= 1.5")
 
 
 def gpu(report: Report, turns: int) -> None:
@@ -240,7 +247,7 @@ def gpu(report: Report, turns: int) -> None:
         print("not run: no GPU here")
         return
     size = 8192
-    rate = size**3 / in_turns({"product": product(size, torch.bfloat16, "cuda")}, 4 * turns)["product"]
+    rate = size**3 / Times({"product": product(size, torch.bfloat16, "cuda")}, 4 * turns)["product"]
     for image_size, batch in ((224, 64), (512, 16)):
         x = torch.rand(batch, 3, image_size, image_size, device="cuda")
         for name in SYSTEMS:
@@ -248,7 +255,7 @@ def gpu(report: Report, turns: int) -> None:
             work = multiply_adds(partial(encode, net, x[:1])) * batch
             net.image_encoder.compile()
             run = torch.autocast("cuda", torch.bfloat16)(partial(encode, net, x))
-            seconds = in_turns({"encoder": run}, turns)["encoder"]
+            seconds = Times({"encoder": run}, turns)["encoder"]
             title = f"{name}, {image_size}, {batch / seconds:.0f} slices/s"
             report.line(title, seconds, work / seconds / rate)
 
