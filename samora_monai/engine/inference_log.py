@@ -41,7 +41,7 @@ class InferenceLog:
             counts = torch.bincount(pred.as_tensor().flatten().long(), minlength=len(self.class_names))
             found = [
                 f"{name} {count * millilitres:.1f} ml"
-                for name, count in zip(self.class_names[1:], counts[1:].tolist(), strict=False)
+                for name, count in zip(self.class_names[1:], counts[1:].tolist(), strict=True)
                 if count
             ]
             seconds, self.start = time.monotonic() - self.start, time.monotonic()
