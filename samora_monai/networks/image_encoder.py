@@ -222,13 +222,25 @@ class ImageEncoder(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.neck(self.tokens(x)[0].permute(0, 3, 1, 2))
+
+    def tokens(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
+        """What the given blocks put out: ``[B, 3, S, S]`` -> for each block ``[B, S/16, S/16, dim]``, before the neck.
+
+        Args:
+            blocks: increasing block numbers; negative ones count from the end.
+        """
+        wanted = {i % len(self.blocks) for i in blocks}
+        outputs = []
         x = self.patch_embed(x) + self.pos_embed
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        return self.neck(x.permute(0, 3, 1, 2))
+            if i in wanted:
+                outputs.append(x)
+        return outputs
 
     @torch.no_grad()
     def merge_experts(self) -> None:

@@ -21,6 +21,7 @@ def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, st
 
     - ``"adapters"``: the decoder and the experts; under a fusion HL-Attn instead of the experts, which stay frozen;
       with experts in the decoder its transformer stays frozen too (SAMed_s);
+    - ``"experts"``: the encoder's experts alone, for their pretraining;
     - ``"decoder"``: the decoder alone;
     - ``"all"``: everything that prompt-free segmentation uses, for training from scratch.
     """
@@ -30,11 +31,13 @@ def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, st
         return ".", frozen
     if any(".expert." in name for name in names):
         frozen = f"{frozen}|{_DECODER_BASE}"
+    if train == "experts":
+        return _EXPERTS, frozen
     if train == "decoder":
         return _DECODER, frozen
     if train == "adapters":
         return f"{_DECODER}|{_HL_ATTN if any(re.match(_HL_ATTN, n) for n in names) else _EXPERTS}", frozen
-    raise InputError(f"unknown choice of trainable parameters {train!r}; choose 'adapters', 'decoder' or 'all'")
+    raise InputError(f"unknown choice of trainable parameters {train!r}; choose 'adapters', 'experts', 'decoder' or 'all'")
 
 
 def set_trainable(net: nn.Module, train: str = "adapters") -> list[str]:

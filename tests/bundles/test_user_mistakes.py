@@ -184,7 +184,7 @@ def test_evaluation_on_spoiled_data(trained: Trained, data: Path, tmp_path: Path
         ({"device": "cuda:99"}, ["device 'cuda:99' cannot be used", "--device cpu"]),
         ({"encoder": "vit_x"}, ["unknown encoder 'vit_x'", "vit_b"]),
         ({"image_size": 100}, ["image_size is 100", "multiple of 16"]),
-        ({"trainable": "everything"}, ["'everything'", "'adapters', 'decoder' or 'all'"]),
+        ({"trainable": "everything"}, ["'everything'", "'adapters', 'experts', 'decoder' or 'all'"]),
         ({"experts": "image"}, ["experts is 'image'", "list"]),
         ({"datalist": "fold_1.json"}, ["fold_1.json' does not exist"]),
         (

@@ -143,7 +143,7 @@ def test_images_larger_than_the_network_are_refused_with_prompts():
         ),
         ({"experts": LEVELS, "fusion": "block", "fusion_width": 0}, ("fusion_width is 0", "at least 1")),
         ({"experts": LEVELS, "fusion": "block", "fusion_width": 100}, ("fusion_width 100", "dim/2")),
-        ({"train": "encoder"}, ("'encoder'", "'adapters', 'decoder' or 'all'")),
+        ({"train": "encoder"}, ("'encoder'", "'adapters', 'experts', 'decoder' or 'all'")),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, words):
