@@ -1,7 +1,7 @@
 """Checkpoints: files of SAM, SAMed and H-SAM, and our expert, adapter and model files. Always safe, always strict."""
 
 from samora_monai.checkpoints.adapters import load_adapter, save_adapter
-from samora_monai.checkpoints.experts import load_expert, save_expert
+from samora_monai.checkpoints.experts import base_sha256, load_expert, save_expert
 from samora_monai.checkpoints.files import LoadReport
 from samora_monai.checkpoints.hsam import load_hsam, save_hsam
 from samora_monai.checkpoints.model import load_model
@@ -10,6 +10,7 @@ from samora_monai.checkpoints.samed import load_samed, save_samed
 
 __all__ = [
     "LoadReport",
+    "base_sha256",
     "load_adapter",
     "load_expert",
     "load_hsam",

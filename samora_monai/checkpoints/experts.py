@@ -53,18 +53,31 @@ def _made_for(net: Segmenter) -> dict[str, Any]:
     return {"preset": preset_name(net), "rank": net.image_encoder.rank, "base_sha256": base_sha256(net)}
 
 
-def save_expert(net: Segmenter, path: str | os.PathLike[str], level: str, teacher: str | None = None) -> None:
+def save_expert(
+    net: Segmenter,
+    path: str | os.PathLike[str],
+    level: str,
+    teacher: str | None = None,
+    base_sha256_before: str | None = None,
+) -> None:
     """Writes the expert of `level` (or the only expert of the network) to a file.
 
     Args:
         teacher: what it was taught by, kept in the file's meta.
+        base_sha256_before: `base_sha256` before the training; what the training must not change.
+
+    Raises:
+        RuntimeError: the base is not what it was before.
     """
     slot = _slot(net, level)
     full = net.state_dict()
     state = {ours: full[key].cpu().clone() for ours, key in _keys(net, slot).items()}
     meta = _made_for(net)
+    if base_sha256_before not in (None, meta["base_sha256"]):
+        raise RuntimeError(f"SAM's encoder changed while the {level} expert trained; no expert file was written")
     meta |= {
         "kind": "expert",
+        "base_sha256_before": base_sha256_before,
         "format_version": FORMAT_VERSION,
         "level": level,
         "alpha": meta["rank"],  # delta = alpha / rank * B A, and SAMed has no such factor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from samora_monai.errors import InputError, MissingFileError
+from samora_monai.replacing import replacing
 
 FORMAT_VERSION = 1  # of our expert and adapter files
 Source = Union[str, "os.PathLike[str]", Mapping[str, Any]]
@@ -87,7 +87,7 @@ def read_state(source: Source) -> tuple[dict[str, Tensor], str]:
     """
     content, name = read_checkpoint(source)
     if meta := _own_meta(content):
-        raise InputError(f"checkpoint {name} is an {meta['kind']} file; expected the weights of a network")
+        raise InputError(f"checkpoint {name} is {_called(meta['kind'])}; expected the weights of a network")
     state = content["model"] if isinstance(content.get("model"), Mapping) else content
     return _tensors_only({str(key).removeprefix("module."): value for key, value in state.items()}, name), name
 
@@ -104,7 +104,7 @@ def read_parts(source: Source, kind: str) -> tuple[dict[str, Tensor], dict[str, 
         found = ", ".join(str(key) for key in list(content)[:3])
         raise InputError(f"checkpoint {name} ({found}, ...) is no {kind} file or a damaged one; give one of ours")
     if meta["kind"] != kind:
-        raise InputError(f"checkpoint {name} is an {meta['kind']} file; expected an {kind} file")
+        raise InputError(f"checkpoint {name} is {_called(meta['kind'])}; expected {_called(kind)}")
     if meta.get("format_version") != FORMAT_VERSION:
         version = meta.get("format_version")
         raise InputError(f"{kind} file {name} has format {version}, expected {FORMAT_VERSION}; update samora_monai")
@@ -112,6 +112,10 @@ def read_parts(source: Source, kind: str) -> tuple[dict[str, Tensor], dict[str, 
     if meta.get("sha256") != sha256_of(state):
         raise InputError(f"{kind} file {name} is damaged: its tensors do not match their checksum; get it again")
     return state, meta, name
+
+
+def _called(kind: str) -> str:
+    return f"{'a' if kind == 'teacher' else 'an'} {kind} file"
 
 
 def _own_meta(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,20 +138,13 @@ def _tensors_only(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 
 def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
     """Writes a checkpoint atomically: the file is whole, or as it was before."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as stream:
+        with replacing(path) as unfinished, open(unfinished, "wb") as stream:
             torch.save(content, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(partial, path)
     except OSError as e:
         raise InputError(f"cannot write {str(path)!r}: {e.strerror or e}; choose a writable folder") from e
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def copy_strictly(net: nn.Module, state: Mapping[str, Tensor], wanted: list[str], name: str, remedy: str) -> list[str]:

@@ -74,6 +74,7 @@ def load_sam(net: Segmenter, source: Source) -> LoadReport:
         MissingFileError, InputError: no such file; not a SAM checkpoint; of another encoder (names the key).
     """
     state, name = read_state(source)
+    state = {key: value for key, value in state.items() if key not in ("pixel_mean", "pixel_std")}  # in files of ours
     full = net.state_dict()
     target = {key: full[key] for key in base_keys(net)}
     report = LoadReport(name)

@@ -18,6 +18,7 @@ from monai.utils import ImageMetaKey, MetaKeys
 
 from samora_monai.data.scans import absolute, relative_case
 from samora_monai.errors import InputError
+from samora_monai.replacing import replacing
 
 
 class SaveLabeld(SaveImaged):
@@ -98,10 +99,5 @@ def check_output_dir(path: str | os.PathLike) -> Path:
 
 def write_atomically(image: nib.Nifti1Image, file: Path) -> None:
     """Save under a hidden name in the same folder, then rename: a kill in between leaves no file named `file`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{os.getpid()}_{file.name}")
-    try:
+    with replacing(file) as unfinished:
         nib.save(image, unfinished)
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)

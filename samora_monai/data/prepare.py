@@ -23,6 +23,7 @@ from samora_monai.data.label_files import check_output_dir, write_atomically
 from samora_monai.data.published_splits import SPLITS, Split
 from samora_monai.data.scans import absolute
 from samora_monai.errors import InputError, MissingFileError
+from samora_monai.replacing import replacing
 
 UNFINISHED = f".{DEFAULT_DATALIST}"  # the datalist, until all that it lists is there
 
@@ -118,9 +119,8 @@ def _claim(root: Path, header: dict[str, Any]) -> None:
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"'{root}' is there already and holds something else; give a new folder as DESTINATION")
     check_output_dir(root)
-    partial = root / f"{UNFINISHED}.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, root / UNFINISHED)
+    with replacing(root / UNFINISHED) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _checked(case: str, volume: Volume, split: Split) -> Volume:

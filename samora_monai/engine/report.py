@@ -20,6 +20,7 @@ from samora_monai.data.scans import case_name
 from samora_monai.engine.distributed import gather, is_main_process
 from samora_monai.errors import InputError
 from samora_monai.metrics import ClassMetrics, case_metrics
+from samora_monai.replacing import replacing
 
 MEASURES = ("dice", "hd95_mm", "hd95_voxels", "samed_dice", "samed_hd95")
 
@@ -155,10 +156,8 @@ def _printed_table(summaries: list[ClassSummary]) -> str:
 
 
 def _write_csv(path: Path, table: list[list[str]]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(table)
-    os.replace(partial, path)
 
 
 def _number(value: float, digits: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from samora_monai.errors import InputError, MissingFileError
+from samora_monai.replacing import replacing
 
 
 def read_settings(checkpoint: str | os.PathLike[str], **defaults: Any) -> dict[str, Any]:
@@ -43,8 +44,5 @@ def read_settings(checkpoint: str | os.PathLike[str], **defaults: Any) -> dict[s
 
 def write_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
     """Writes `settings` beside the model file `checkpoint`, atomically."""
-    path = Path(checkpoint).with_suffix(".json")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(dict(settings), indent=1) + "\n")
-    os.replace(temporary, path)
+    with replacing(Path(checkpoint).with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps(dict(settings), indent=1) + "\n")

@@ -66,6 +66,7 @@ def test_meta_says_what_it_was_made_for(path):
         "preset": "ViT 32 wide, 2 deep, 2 heads",
         "image_size": 64,
         "base_sha256": base_sha256(net),
+        "base_sha256_before": None,
         "teacher": "MAE",
     }
     assert list(content["state_dict"]) == [
