@@ -93,15 +93,18 @@ class Segmenter(nn.Module):
 
     def describe(self) -> str:
         """One line for people: what is built."""
-        encoder = self.image_encoder
-        experts = f"experts {', '.join(encoder.experts)}" if encoder.experts else "no expert"
-        fusion = f", HL-Attn on {encoder.fusion} outputs" if encoder.fusion else ""
-        sizes = f"ViT {encoder.embed_dim} wide, {len(encoder.blocks)} deep, input {self.image_size}"
         decoder = "SAM decoder"
         if self.mask_decoder2 is not None:
             gate = " with class-balanced attention" if self.mask_decoder2.class_attention is not None else ""
             decoder = f"hierarchical decoder{gate}, stage {self.stage}"
-        return f"{sizes}; {experts}{fusion}; {decoder}, {self.num_classes} classes"
+        return f"{self.describe_encoder()}; {decoder}, {self.num_classes} classes"
+
+    def describe_encoder(self) -> str:
+        """The encoder's part of that line."""
+        encoder = self.image_encoder
+        experts = f"experts {', '.join(encoder.experts)}" if encoder.experts else "no expert"
+        fusion = f", HL-Attn on {encoder.fusion} outputs" if encoder.fusion else ""
+        return f"ViT {encoder.embed_dim} wide, {len(encoder.blocks)} deep, input {self.image_size}; {experts}{fusion}"
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor | list[Tensor]:
         """Prompt-free segmentation.

@@ -37,7 +37,8 @@ def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, st
         return _DECODER, frozen
     if train == "adapters":
         return f"{_DECODER}|{_HL_ATTN if any(re.match(_HL_ATTN, n) for n in names) else _EXPERTS}", frozen
-    raise InputError(f"unknown choice of trainable parameters {train!r}; choose 'adapters', 'experts', 'decoder' or 'all'")
+    choices = "'adapters', 'experts', 'decoder' or 'all'"
+    raise InputError(f"unknown choice of trainable parameters {train!r}; choose {choices}")
 
 
 def set_trainable(net: nn.Module, train: str = "adapters") -> list[str]:

@@ -1,0 +1,29 @@
+"""Stage 1: teachers, and what lets an expert learn from them or from noise, on scans without labels."""
+
+from samora_monai.pretraining.denoising import DenoisingLoss, DenoisingStudent
+from samora_monai.pretraining.distillation import DistillationStudent, EncoderFeatures, TeacherTarget
+from samora_monai.pretraining.losses import MaskedReconstructionLoss, NTXentLoss, nt_xent
+from samora_monai.pretraining.mae import MAETeacher, MaskedPretraining, load_mae
+from samora_monai.pretraining.simclr import ContrastivePretraining, SimCLRTeacher, load_simclr
+from samora_monai.pretraining.teacher_files import load_teacher, save_teacher
+from samora_monai.pretraining.views import TwoViewsd
+
+__all__ = [
+    "ContrastivePretraining",
+    "DenoisingLoss",
+    "DenoisingStudent",
+    "DistillationStudent",
+    "EncoderFeatures",
+    "MAETeacher",
+    "MaskedPretraining",
+    "MaskedReconstructionLoss",
+    "NTXentLoss",
+    "SimCLRTeacher",
+    "TeacherTarget",
+    "TwoViewsd",
+    "load_mae",
+    "load_simclr",
+    "load_teacher",
+    "nt_xent",
+    "save_teacher",
+]

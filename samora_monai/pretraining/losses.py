@@ -1,0 +1,92 @@
+"""The losses of the teachers' own pretraining: SimCLR's contrastive one and MAE's reconstruction."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from monai.utils import convert_to_tensor
+from torch import Tensor, nn
+
+from samora_monai.errors import InputError
+from samora_monai.networks.segmenter import resize_image
+from samora_monai.pretraining.mae import normalise, patchify
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
+    """The normalised, temperature-scaled cross-entropy of SimCLR (https://arxiv.org/abs/2002.05709), in float32.
+
+    With s the cosine of two projections and (i, j) the two views of an image, over all 2 N projections:
+    ``mean_i -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) )``. SimCLR's code adds its two directions instead, which
+    is twice this mean. A single image has no negatives, and a loss of 0.
+
+    Under DistributedDataParallel every process compares with the negatives of its own batch only; SimCLR gathers those
+    of all processes.
+
+    Args:
+        z1, z2: ``[N, D]``, projections of the first and second views, of any length.
+        temperature: t; 0.1 in SimCLRv2.
+    """
+    with torch.autocast(z1.device.type, enabled=False):  # cosines in bfloat16, over 0.1, would be off by 2 %
+        z = F.normalize(torch.cat([z1, z2]).float(), dim=1)
+        logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))  # [2 N, 2 N]
+        return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z1)))
+
+
+class NTXentLoss(nn.Module):
+    """`nt_xent` as a trainer's loss function.
+
+    Raises:
+        InputError: the temperature is not positive.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise InputError(f"temperature is {temperature}; expected a positive number, as SimCLRv2's 0.1")
+        self.temperature = temperature
+
+    def forward(self, z: Tensor, target: object = None) -> Tensor:
+        """
+        Args:
+            z: ``[B, 2, D]``, the projections of both views of each image.
+            target: not used: the views are each other's.
+
+        Returns:
+            a scalar.
+        """
+        return nt_xent(z[:, 0], z[:, 1], self.temperature)
+
+
+class MaskedReconstructionLoss(nn.Module):
+    """MAE's loss (https://arxiv.org/abs/2111.06377): the mean square error per patch, over the masked patches only.
+
+    Args:
+        norm_pix: patches of the target at mean 0 and unbiased variance 1, each; as the public ``pretrain`` files were
+            trained. False: pixels normalised with ImageNet's statistics.
+    """
+
+    def __init__(self, norm_pix: bool = True) -> None:
+        super().__init__()
+        self.norm_pix = norm_pix
+
+    def forward(self, pred: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        """
+        Args:
+            pred: `MAETeacher.masked`'s prediction ``[B, N, P P 3]`` and mask ``[B, N]``, 1 where taken away.
+            target: the image ``[B, 1 or 3, H, W]`` in [0, 1], any H and W, as the network got it.
+
+        Returns:
+            a scalar, computed in float32.
+        """
+        prediction, mask = pred
+        patch_size = math.isqrt(prediction.shape[2] // 3)
+        side = math.isqrt(prediction.shape[1]) * patch_size
+        image = resize_image(convert_to_tensor(target, track_meta=False).float(), (side, side))
+        patches = patchify(normalise(image), patch_size)
+        if self.norm_pix:
+            mean, var = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
+            patches = (patches - mean) / (var + 1e-6).sqrt()
+        error = (prediction.float() - patches).square().mean(-1)  # [B, N]
+        return (error * mask).sum() / mask.sum()

@@ -1,0 +1,286 @@
+"""The masked autoencoder: the teacher of the patch level.
+
+MAE (https://arxiv.org/abs/2111.06377). Parameter names and shapes are those of facebookresearch/mae, so its files load
+without a map; the code is our own (theirs is CC-BY-NC 4.0, and so are the weights).
+
+Differs from that code in: position tables are buffers; images are normalised here, from [0, 1]; attention is PyTorch's
+fused one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.utils import convert_to_tensor
+from torch import Tensor, nn
+
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly
+from samora_monai.errors import InputError
+from samora_monai.networks.segmenter import resize_image
+from samora_monai.pretraining.mae_checkpoint import in_words, of_decoder, sizes, sizes_of
+from samora_monai.pretraining.teacher_files import describe_weights, load_own, read_weights
+
+MAE_PRESETS: dict[str, dict[str, int]] = {
+    "vit_l": {
+        "embed_dim": 1024,
+        "depth": 24,
+        "num_heads": 16,
+        "decoder_embed_dim": 512,
+        "decoder_depth": 8,
+        "decoder_num_heads": 16,
+        "image_size": 224,
+        "patch_size": 16,
+    },
+    "tiny": {
+        "embed_dim": 128,
+        "depth": 4,
+        "num_heads": 4,
+        "decoder_embed_dim": 64,
+        "decoder_depth": 1,
+        "decoder_num_heads": 2,
+        "image_size": 224,
+        "patch_size": 16,
+    },
+}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """``[B, 1 or 3, H, W]`` in [0, 1] -> ``[B, 3, H, W]`` with ImageNet's statistics; grey is repeated."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise InputError(f"expected images [B, 1 or 3, H, W], got {list(x.shape)}")
+    channels = x.expand(-1, 3, -1, -1).unbind(1)
+    # plain numbers instead of tensors: right on every device, and nothing has to be copied there
+    return torch.stack([(c - m) / s for c, m, s in zip(channels, IMAGENET_MEAN, IMAGENET_STD, strict=True)], 1)
+
+
+def patchify(x: Tensor, patch_size: int) -> Tensor:
+    """``[B, C, H, W]`` -> ``[B, N, P P C]``: patches row by row, the numbers of each in the order (p, q, c)."""
+    patches = x.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # [B, C, h, P, w, P]
+    return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def sincos_positions(grid: int, dim: int) -> Tensor:
+    """The fixed table ``[1, 1 + grid^2, dim]``, the class token's row zero.
+
+    The first half of the numbers says the column, the second the row, each as ``[sin(p w_k), cos(p w_k)]`` with
+    ``w_k = 10000^(-k / (dim / 4))``.
+    """
+    quarter = dim // 4
+    omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # [grid, dim / 4]
+    axis = torch.cat([angles.sin(), angles.cos()], 1)  # [grid, dim / 2]
+    column = axis[None].expand(grid, grid, -1)
+    row = axis[:, None].expand(grid, grid, -1)
+    table = torch.cat([column, row], 2).flatten(0, 1)
+    return torch.cat([torch.zeros(1, dim), table.float()])[None]
+
+
+class PatchEmbed(nn.Module):
+    """``[B, 3, H, W]`` -> a token for each patch, ``[B, N, C]``, row by row."""
+
+    def __init__(self, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of ``[B, N, C]``."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, N, d]
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers, the inner four times as wide, with GELU between them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class MAETeacher(nn.Module):
+    """A vision transformer that learned to fill in masked patches: what each patch shows, in its context.
+
+    Args:
+        preset: name in `MAE_PRESETS`, or a dict of the same sizes.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+
+    method = "mae"
+    public_checkpoint = (
+        "mae_pretrain_vit_large_full.pth (preset vit_l), https://dl.fbaipublicfiles.com/mae/pretrain/"
+        "mae_pretrain_vit_large_full.pth"
+    )
+
+    def __init__(self, preset: str | dict[str, int] = "vit_l") -> None:
+        super().__init__()
+        if isinstance(preset, str):
+            if preset not in MAE_PRESETS:
+                names = ", ".join(MAE_PRESETS)
+                raise InputError(f"unknown MAE preset {preset!r}; choose one of {names} or give a dict of sizes")
+            preset = MAE_PRESETS[preset]
+        known = [name for name in MAE_PRESETS if MAE_PRESETS[name] == preset]
+        self.preset: str = known[0] if known else in_words(sizes(preset))
+        dim, decoder_dim = preset["embed_dim"], preset["decoder_embed_dim"]
+        self.out_dim = dim
+        self.image_size, self.patch_size = preset["image_size"], preset["patch_size"]
+        self.grid = self.image_size // self.patch_size
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed: Tensor
+        self.register_buffer("pos_embed", sincos_positions(self.grid, dim))
+        self.patch_embed = PatchEmbed(dim, self.patch_size)
+        self.blocks = nn.ModuleList(Block(dim, preset["num_heads"]) for _ in range(preset["depth"]))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+        self.decoder_embed = nn.Linear(dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
+        self.decoder_pos_embed: Tensor
+        self.register_buffer("decoder_pos_embed", sincos_positions(self.grid, decoder_dim))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_dim, preset["decoder_num_heads"]) for _ in range(preset["decoder_depth"])
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
+        self.decoder_pred = nn.Linear(decoder_dim, self.patch_size**2 * 3)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Of MAE: Xavier-uniform matrices, that of the patches too, tokens at std 0.02, biases zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Unmasked: ``[B, 1 or 3, H, W]`` in [0, 1], any H and W -> tokens ``[B, N, out_dim]``, row by row, no CLS."""
+        return self._encode(self._embed(x))[:, 1:]
+
+    def masked(self, x: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """MAE's own task.
+
+        Args:
+            x: ``[B, 1 or 3, H, W]`` in [0, 1], any H and W.
+            mask_ratio: share of the patches to take away.
+            noise: ``[B, N]``; the patches with the smallest numbers stay. Drawn when not given.
+
+        Returns:
+            prediction ``[B, N, P P 3]`` of the normalised image's patches, and mask ``[B, N]``, 1 where taken away.
+        """
+        tokens = self._embed(x)
+        batch, n, dim = tokens.shape
+        if noise is None:
+            noise = torch.rand(batch, n, device=tokens.device)
+        order = noise.argsort(1)
+        place = order.argsort(1)  # of each patch in that order
+        keep = int(n * (1 - mask_ratio))
+        mask = (place >= keep).float()
+        encoded = self.decoder_embed(self._encode(tokens.gather(1, order[:, :keep, None].expand(-1, -1, dim))))
+        hidden = self.mask_token.to(encoded.dtype).expand(batch, n - keep, -1)
+        shuffled = torch.cat([encoded[:, 1:], hidden], 1)
+        restored = shuffled.gather(1, place[..., None].expand(-1, -1, shuffled.shape[2]))
+        y = torch.cat([encoded[:, :1], restored], 1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            y = block(y)
+        return self.decoder_pred(self.decoder_norm(y))[:, 1:], mask
+
+    def load_weights(self, source: Source) -> LoadReport:
+        """See `load_mae`."""
+        return load_mae(self, source)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Patches with their positions, ``[B, N, out_dim]``."""
+        x = convert_to_tensor(x, track_meta=False)  # the metadata of a MONAI tensor would slow down every operation
+        x = normalise(resize_image(x, (self.image_size, self.image_size)))
+        return self.patch_embed(x) + self.pos_embed[:, 1:]
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        """``[B, n, out_dim]`` -> ``[B, 1 + n, out_dim]`` with the class token first, normalised."""
+        y = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1), tokens], 1)
+        for block in self.blocks:
+            y = block(y)
+        return self.norm(y)
+
+
+class MaskedPretraining(nn.Module):
+    """Continued pretraining of a teacher: ``[B, 1 or 3, H, W]`` in [0, 1] -> what `MAETeacher.masked` gives."""
+
+    def __init__(self, teacher: MAETeacher, mask_ratio: float = 0.75) -> None:
+        super().__init__()
+        if not 0 < mask_ratio < 1:
+            raise InputError(f"mask_ratio is {mask_ratio}; expected a share of the patches between 0 and 1, as 0.75")
+        self.teacher = teacher
+        self.mask_ratio = mask_ratio
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.teacher.masked(x, self.mask_ratio)
+
+
+def load_mae(net: MAETeacher, source: Source) -> LoadReport:
+    """Loads our own teacher file or one of Meta's, strictly; of an encoder-only file the decoder is kept as it was.
+
+    Of Meta's, ``pretrain/mae_pretrain_vit_large_full.pth`` is the right one to continue from; for distillation alone
+    ``pretrain/mae_pretrain_vit_large.pth``, its encoder, does too. ``visualize/mae_visualize_vit_large.pth`` has the
+    same keys and shapes, so that it cannot be told apart here, but it is another run, on raw pixels, for a demo.
+
+    Returns:
+        what was copied; `kept` names the decoder's tensors if the file had none.
+
+    Raises:
+        MissingFileError, InputError: no such file; damaged; of another method or system, or of another size.
+    """
+    state, name = read_weights(source)
+    if state is None:
+        return load_own(net, source, net.method, net.preset)
+    if "cls_token" not in state or "patch_embed.proj.weight" not in state:
+        raise InputError(
+            f"checkpoint {name} is {describe_weights(state)}; expected an MAE teacher file of ours or the public "
+            f"{net.public_checkpoint}"
+        )
+    encoder_only = not any(of_decoder(key) for key in state)
+    own, found = sizes_of(net.state_dict()), sizes_of(state)
+    if encoder_only:
+        own = own[:3]
+    if own != found:
+        fitting = [preset for preset in MAE_PRESETS if sizes(MAE_PRESETS[preset])[: len(found)] == found]
+        remedy = f"build the teacher with preset {fitting[0]!r}" if fitting else "give a file of the network's size"
+        raise InputError(f"checkpoint {name} is of a {in_words(found)}, the network a {in_words(own)}; {remedy}")
+    keys = list(net.state_dict())
+    kept = [key for key in keys if encoder_only and of_decoder(key)]
+    wanted = [key for key in keys if key not in set(kept)]
+    remedy = f"expected the weights that MAE's pretraining ends with, as in {net.public_checkpoint}"
+    return LoadReport(name, copied=copy_strictly(net, state, wanted, name, remedy), kept=kept)

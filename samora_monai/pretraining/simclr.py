@@ -1,0 +1,258 @@
+"""SimCLRv2's ResNet with selective kernels and its projection head: the teacher of the image level.
+
+SimCLRv2 (https://arxiv.org/abs/2006.10029), ResNet-D (https://arxiv.org/abs/1812.01187), selective kernels
+(https://arxiv.org/abs/1903.06586); after google-research/simclr, `tf2/resnet.py` (Apache-2.0), its padding included.
+
+Differs from that code in: channels come first; the width is given in channels, so that small networks can be built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from monai.utils import convert_to_tensor
+from torch import Tensor, nn
+
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly
+from samora_monai.errors import InputError
+from samora_monai.networks.segmenter import resize_image
+from samora_monai.pretraining.simclr_checkpoint import our_names, sizes_of
+from samora_monai.pretraining.teacher_files import describe_weights, load_own, read_weights
+
+SIMCLR_PRESETS: dict[str, dict[str, Any]] = {
+    "r50_2x_sk1": {"width": 128, "depths": (3, 4, 6, 3), "image_size": 224},
+    "tiny": {"width": 16, "depths": (1, 1, 1, 1), "image_size": 96},
+}
+_EXPANSION = 4  # of a bottleneck: channels out per channel inside
+_DEPTHS = {(3, 4, 6, 3): "r50", (3, 4, 23, 3): "r101", (3, 8, 36, 3): "r152"}  # as the public files are called
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """Without bias; a 3x3 kernel has one zero on every side, with stride too, as the original's fixed padding."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+
+
+class Stem(nn.Module):
+    """Three 3x3 convolutions, the first of stride 2, and a max pool: ``[B, 3, H, W] -> [B, C, H/4, W/4]``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(3, width // 2, 3, stride=2), nn.BatchNorm2d(width // 2)
+        self.conv2, self.bn2 = conv(width // 2, width // 2, 3), nn.BatchNorm2d(width // 2)
+        self.conv3, self.bn3 = conv(width // 2, width, 3), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.relu(self.bn3(self.conv3(x)))
+        # TensorFlow's "same" padding: on an even side nothing before and one after. Zeros are neutral after a ReLU.
+        height, width = x.shape[-2:]
+        return F.max_pool2d(F.pad(x, (width % 2, 1, height % 2, 1)), 3, 2)
+
+
+class SelectiveKernel(nn.Module):
+    """Two 3x3 streams u_1, u_2 (one convolution makes both), mixed channel by channel by what the image holds.
+
+    ``u = ReLU(BN(conv x))``, ``g = mean_hw(u_1 + u_2)``, ``a = softmax_streams(W_2 ReLU(BN(W_1 g)))``,
+    ``out = a_1 u_1 + a_2 u_2``.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        hidden = max(channels // 16, 32)
+        self.conv, self.bn = conv(channels, 2 * channels, 3, stride), nn.BatchNorm2d(2 * channels)
+        self.reduce, self.reduce_bn = conv(channels, hidden, 1), nn.BatchNorm2d(hidden)
+        self.select = conv(hidden, 2 * channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = F.relu(self.bn(self.conv(x))).unflatten(1, (2, -1))  # [B, 2, C, h, w]
+        g = u.mean((3, 4), keepdim=True).sum(1)  # [B, C, 1, 1]
+        a = self.select(F.relu(self.reduce_bn(self.reduce(g)))).unflatten(1, (2, -1)).softmax(1)  # [B, 2, C, 1, 1]
+        return (u * a).sum(1)
+
+
+class Shortcut(nn.Module):
+    """ResNet-D's: a 2x2 average pool with the block's stride, a 1x1 convolution, a BatchNorm."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv, self.bn = conv(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            # TensorFlow averages over the pixels that are there; so does a 2x2 window over a repeated border.
+            x = F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
+        else:
+            height, width = x.shape[-2:]
+            x = F.avg_pool2d(F.pad(x, (0, width % 2, 0, height % 2)), 2)  # an odd side gets a zero at its end
+        return self.bn(self.conv(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, selective kernel, 1x1 to four times the channels; ``relu(out + shortcut)``."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, project: bool) -> None:
+        super().__init__()
+        out_channels = _EXPANSION * channels
+        self.conv1, self.bn1 = conv(in_channels, channels, 1), nn.BatchNorm2d(channels)
+        self.sk = SelectiveKernel(channels, stride)
+        self.conv3, self.bn3 = conv(channels, out_channels, 1), nn.BatchNorm2d(out_channels)
+        self.shortcut = Shortcut(in_channels, out_channels, stride) if project else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.sk(F.relu(self.bn1(self.conv1(x))))
+        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+
+
+def group(in_channels: int, channels: int, depth: int, stride: int) -> nn.Sequential:
+    """`depth` bottlenecks at one size; the first changes it, and the channels, and has the only projection."""
+    first = Bottleneck(in_channels, channels, stride, project=True)
+    rest = [Bottleneck(_EXPANSION * channels, channels, 1, project=False) for _ in range(depth - 1)]
+    return nn.Sequential(first, *rest)
+
+
+class ProjectionHead(nn.Module):
+    """Three linear layers without bias, each with BatchNorm; the last BatchNorm only scales."""
+
+    def __init__(self, dim: int, out_dim: int = 128) -> None:
+        super().__init__()
+        self.linear1, self.bn1 = nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim)
+        self.linear2, self.bn2 = nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim)
+        self.linear3, self.bn3 = nn.Linear(dim, out_dim, bias=False), nn.BatchNorm1d(out_dim)
+        self.bn3.bias.requires_grad_(False)  # stays zero; the converted files hold it, as a zero
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.linear1(h)))
+        h = F.relu(self.bn2(self.linear2(h)))
+        return self.bn3(self.linear3(h))
+
+
+class SimCLRTeacher(nn.Module):
+    """SimCLRv2: what an image shows, as one vector h of pooled features, and its projection z.
+
+    Args:
+        preset: name in `SIMCLR_PRESETS`, or a dict of ``width`` (channels after the stem, 64 times the width of
+            ResNet-50), ``depths`` (blocks of each group) and ``image_size`` (side that `forward` resizes to).
+
+    Raises:
+        InputError: there is no such preset.
+    """
+
+    method = "simclr"
+    public_checkpoint = (
+        "r50_2x_sk1.pth (preset r50_2x_sk1), which the SimCLRv2 converter, github.com/Separius/SimCLRv2-Pytorch, makes "
+        "of Google's"
+    )
+
+    def __init__(self, preset: str | dict[str, Any] = "r50_2x_sk1") -> None:
+        super().__init__()
+        if isinstance(preset, str):
+            if preset not in SIMCLR_PRESETS:
+                names = ", ".join(SIMCLR_PRESETS)
+                raise InputError(f"unknown SimCLR preset {preset!r}; choose one of {names} or give a dict of sizes")
+            preset = SIMCLR_PRESETS[preset]
+        width, depths = preset["width"], preset["depths"]
+        self.preset = size_name(width, depths)
+        self.image_size: int = preset["image_size"]
+        self.stem = Stem(width)
+        self.layer1 = group(width, width, depths[0], stride=1)
+        self.layer2 = group(_EXPANSION * width, 2 * width, depths[1], stride=2)
+        self.layer3 = group(_EXPANSION * 2 * width, 4 * width, depths[2], stride=2)
+        self.layer4 = group(_EXPANSION * 4 * width, 8 * width, depths[3], stride=2)
+        self.out_dim: int = _EXPANSION * 8 * width
+        self.head = ProjectionHead(self.out_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Of SimCLR: kernels by fan-in, the head at std 0.01, the last BatchNorm of a block at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                # Keras' VarianceScaling: a normal truncated at two of its standard deviations, rescaled to variance 1/n
+                std = module.weight[0].numel() ** -0.5 / 0.87962566103423978
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, 1 or 3, H, W]`` in [0, 1], any H and W -> pooled features h ``[B, out_dim]`` at the native size."""
+        return self.features(resize_image(_three_channels(x), (self.image_size, self.image_size)))
+
+    def project(self, x: Tensor) -> Tensor:
+        """``[B, 1 or 3, H, W]`` in [0, 1], any H and W -> ``[B, 128]``, the projection z of h, not normalised."""
+        return self.head(self(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pooled features h ``[B, out_dim]`` of images ``[B, 1 or 3, H, W]`` in [0, 1] at the size they have."""
+        x = self.layer1(self.stem(_three_channels(x)))
+        return self.layer4(self.layer3(self.layer2(x))).mean((2, 3))
+
+    def load_weights(self, source: Source) -> LoadReport:
+        """See `load_simclr`."""
+        return load_simclr(self, source)
+
+
+class ContrastivePretraining(nn.Module):
+    """Continued pretraining of a teacher: two views of each image to their projections, at the size of the views."""
+
+    def __init__(self, teacher: SimCLRTeacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, views: Tensor) -> Tensor:
+        """``[B, 2, 1 or 3, H, W]`` in [0, 1] -> z ``[B, 2, 128]``; both views share the BatchNorm statistics."""
+        return self.teacher.head(self.teacher.features(views.flatten(0, 1))).unflatten(0, (-1, 2))
+
+
+def _three_channels(x: Tensor) -> Tensor:
+    """Grey images three times; without the metadata of a MONAI tensor, which would slow down every operation."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise InputError(f"expected images [B, 1 or 3, H, W], got {list(x.shape)}")
+    return convert_to_tensor(x, track_meta=False).expand(-1, 3, -1, -1)
+
+
+def size_name(width: int, depths: Sequence[int], selective: bool = True) -> str:
+    """``"tiny"``, ``"r50_2x_sk1"``, the name of any other public file, or the sizes in words."""
+    depths = tuple(depths)
+    for name, preset in SIMCLR_PRESETS.items():
+        if selective and (width, depths) == (preset["width"], preset["depths"]):
+            return name
+    if depths in _DEPTHS and width % 64 == 0:
+        return f"{_DEPTHS[depths]}_{width // 64}x_sk{int(selective)}"
+    return f"ResNet {width} wide, {'-'.join(map(str, depths))} blocks"
+
+
+def load_simclr(net: SimCLRTeacher, source: Source) -> LoadReport:
+    """Loads our own teacher file, or SimCLRv2's public checkpoint as converted to PyTorch, strictly.
+
+    The converted file is ``{"resnet": ..., "head": ...}`` (some copies say "encoder"); the ImageNet classifier in it,
+    ``fc``, is dropped.
+
+    Raises:
+        MissingFileError, InputError: no such file; damaged; of another method or system, or of another size.
+    """
+    state, name = read_weights(source)
+    if state is None:
+        return load_own(net, source, net.method, net.preset)
+    sizes = sizes_of(state)
+    if sizes is None:
+        raise InputError(
+            f"checkpoint {name} is {describe_weights(state)}; expected a SimCLR teacher file of ours or "
+            f"{net.public_checkpoint}"
+        )
+    found = size_name(*sizes)
+    if found != net.preset:
+        raise InputError(f"checkpoint {name} is of {found}, the network is {net.preset}; {_remedy(found)}")
+    ours, dropped = our_names(state)
+    remedy = f"expected the converted r50_2x_sk1.pth with its two parts, resnet and head, for preset {net.preset}"
+    return LoadReport(name, copied=copy_strictly(net, ours, list(net.state_dict()), name, remedy), dropped=dropped)
+
+
+def _remedy(found: str) -> str:
+    if found in SIMCLR_PRESETS:
+        return f"build the teacher with preset {found!r}"
+    return "give a file of the network's size, or build the teacher from the file's sizes"

@@ -1,0 +1,36 @@
+"""Two views of one image, for contrastive learning."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import Compose
+from monai.utils import ensure_tuple
+
+
+class TwoViewsd(Compose):
+    """Applies random dictionary transforms to an item twice, and stacks what comes out.
+
+    Args:
+        keys: what to stack: ``[C, H, W]`` -> ``[2, C, h, w]``.
+        transforms: the random transforms; both views draw their own numbers.
+    """
+
+    def __init__(self, keys: KeysCollection, transforms: Sequence[Any]) -> None:
+        super().__init__(transforms)
+        self.keys = ensure_tuple(keys)
+
+    def __call__(
+        self,
+        input_: Mapping[Hashable, Any],
+        start: int = 0,
+        end: int | None = None,
+        threading: bool = False,
+        lazy: bool | None = None,
+    ) -> dict[Hashable, Any]:
+        """The item with ``[2, C, h, w]`` under its keys; the other arguments are `Compose`'s."""
+        views = [super(TwoViewsd, self).__call__(dict(input_), start, end, threading, lazy) for _ in range(2)]
+        return dict(input_) | {key: torch.stack([view[key] for view in views]) for key in self.keys}
