@@ -16,9 +16,10 @@ import torch
 from ignite.engine import Events
 from ignite.handlers import Checkpoint
 from monai.engines import Evaluator, Trainer
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from samora_monai.checkpoints.files import write_checkpoint
+from samora_monai.checkpoints.files import sha256_of, write_checkpoint
 from samora_monai.engine.distributed import is_main_process
 from samora_monai.engine.settings import write_settings
 from samora_monai.errors import InputError, MissingFileError
@@ -69,6 +70,42 @@ class BestMetric:
         """Make the evaluator compare with these."""
         self.evaluator.state.best_metric = state_dict["best_metric"]
         self.evaluator.state.best_metric_epoch = state_dict["best_metric_epoch"]
+
+
+class TrainableState:
+    """What changes in a module while it trains, as an object that a checkpoint can hold: all but frozen parameters.
+
+    Restoring needs a module with the same frozen parameters, which their hash in the state makes sure of.
+
+    Args:
+        module: its `requires_grad` must be set for good.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+        self._frozen_sha256: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tensors that may change, and the hash of those that may not."""
+        state = self.module.state_dict()
+        if self._frozen_sha256 is None:
+            self._frozen_sha256 = sha256_of({name: state[name] for name in self.frozen})
+        changing = {name: value for name, value in state.items() if name not in self.frozen}
+        return {"state_dict": changing, "frozen_sha256": self._frozen_sha256}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: the state is of a module with other parameters, or with other frozen ones.
+        """
+        own = self.state_dict()
+        if set(state_dict["state_dict"]) != set(own["state_dict"]):
+            raise ValueError("other parameters train")
+        if state_dict["frozen_sha256"] != own["frozen_sha256"]:
+            raise ValueError("the frozen weights are others")
+        frozen = {name: value for name, value in self.module.state_dict().items() if name in self.frozen}
+        self.module.load_state_dict(frozen | state_dict["state_dict"])
 
 
 class LastCheckpoint:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from monai.utils import set_determinism
+from torch import nn
 
 
 def is_main_process() -> bool:
@@ -34,3 +36,22 @@ def init_process_group() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def leave_process_group() -> None:
+    """The opposite of `init_process_group`; in a run with one process, nothing."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def set_process_seed(seed: int) -> None:
+    """Another seed for each process, so that their augmentations differ; call it once the networks are built."""
+    set_determinism(seed=seed + (dist.get_rank() if dist.is_initialized() else 0))
+
+
+def wrap(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network for training in several processes; on GPUs its batch norms see the batches of all of them."""
+    if torch.device(device).type != "cuda":
+        return nn.parallel.DistributedDataParallel(network)
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return nn.parallel.DistributedDataParallel(network, device_ids=[device])

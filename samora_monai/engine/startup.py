@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from samora_monai.engine.error_hook import install_error_hook
 from samora_monai.engine.overrides import check_overrides
 from samora_monai.errors import InputError
+
+if TYPE_CHECKING:
+    from samora_monai.data.unlabeled import UnlabeledScans
 
 # Warnings about code of MONAI that neither a user nor a config can change
 THIRD_PARTY_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
@@ -51,6 +54,19 @@ def check_counts(**settings: Any) -> None:
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number of at least 1, got {value!r}; give --{name} N")
+
+
+def check_held_out(scans: UnlabeledScans) -> None:
+    """Some scans must be held out: the best file of a pretraining is the one with the lowest loss on them.
+
+    Raises:
+        InputError: none are.
+    """
+    if not scans.validation:
+        raise InputError(
+            f"no scan of {scans.source} is held out, but the best epoch is chosen on held-out scans; give two scans or "
+            "more, and --validation_fraction above 0"
+        )
 
 
 def check_device(device: torch.device | str) -> None:

@@ -16,6 +16,7 @@ from samora_monai.engine.distributed import is_main_process, world_size
 if TYPE_CHECKING:
     from samora_monai.data.datalist import Cases
     from samora_monai.data.slices import SliceDataset
+    from samora_monai.data.unlabeled import UnlabeledScans
 
 GB = 1e9
 PATCH = 16  # side of a token in pixels
@@ -46,19 +47,68 @@ def print_summary(
     """
     if not is_main_process():
         return
+    _print(
+        device,
+        [
+            ("data", cases.source),
+            ("scans", _scans(cases, dataset)),
+            ("classes", ", ".join(f"{i} {name}" for i, name in enumerate(class_names))),
+            *_network_rows(network, batch_size, image_size, amp, dataset),
+        ],
+    )
+
+
+def print_pretraining_summary(
+    network: nn.Module,
+    device: torch.device,
+    scans: UnlabeledScans,
+    batch_size: int,
+    image_size: int,
+    amp: bool,
+    dataset: SliceDataset,
+    held_out: SliceDataset,
+    teacher: str | None = None,
+) -> None:
+    """The same for a training on unlabelled scans: which files of which formats, what was passed over. Rank 0 only.
+
+    Args:
+        network, device, batch_size, image_size, amp: as in `print_summary`.
+        scans: the files that were found.
+        dataset, held_out: their slices.
+        teacher: one line about the teacher, if there is one.
+    """
+    if not is_main_process():
+        return
+    formats = ", ".join(f"{count} {name}" for name, count in scans.counts().items())
+    rows = [("data", scans.source), ("files", formats)]
+    rows += [("passed over", f"folder of labels {folder}") for folder in scans.passed_over]
+    rows += [("unreadable", path) for path in (*dataset.unreadable, *held_out.unreadable)]
+    for name, slices in (("training", dataset), ("held out", held_out)):
+        left_out = f", {slices.num_empty} nearly empty ones left out" if slices.num_empty else ""
+        rows.append((name, f"{slices.num_volumes} scans, {len(slices)} slices{left_out}"))
+    if teacher is not None:
+        rows.append(("teacher", teacher))
+    _print(device, [*rows, *_network_rows(network, batch_size, image_size, amp, dataset)])
+
+
+def _network_rows(
+    network: nn.Module, batch_size: int, image_size: int, amp: bool, dataset: SliceDataset | None
+) -> list[tuple[str, str]]:
     trainable, total = count_parameters(network)
-    ranks = f" x {world_size()} processes" if world_size() > 1 else ""
-    rows = [
-        ("device", _device(torch.device(device)) + ranks),
-        ("versions", f"samora_monai {__version__}, monai {monai.__version__}, torch {torch.__version__}"),
-        ("data", cases.source),
-        ("scans", _scans(cases, dataset)),
-        ("classes", ", ".join(f"{i} {name}" for i, name in enumerate(class_names))),
+    return [
         ("network", _describe(network)),
         ("parameters", f"{_millions(trainable)} of {_millions(total)} train ({trainable / total:.1%})"),
         ("memory", _memory(network, batch_size, image_size, amp, dataset)),
     ]
-    print("\n".join(f"{name:<11} {text}" for name, text in rows), flush=True)
+
+
+def _print(device: torch.device, rows: list[tuple[str, str]]) -> None:
+    ranks = f" x {world_size()} processes" if world_size() > 1 else ""
+    head = [
+        ("device", _device(torch.device(device)) + ranks),
+        ("versions", f"samora_monai {__version__}, monai {monai.__version__}, torch {torch.__version__}"),
+    ]
+    print("\n".join(f"{name:<11} {text}" for name, text in head + rows), flush=True)
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
@@ -74,13 +124,16 @@ def training_bytes(network: nn.Module, batch_size: int, image_size: int, amp: bo
     the backward pass are taken as 1.5 tensors as large as the output of each matrix on every token of 16 x 16 pixels:
     its own input, and the norm, GELU or residual around it. Frozen matrices count too, since the gradient passes
     through them. Measured on this package's networks, autograd keeps 0.6 to 1.2 times that. Counts neither the
-    framework's own memory nor what gradient checkpointing saves.
+    framework's own memory nor what gradient checkpointing saves. There are no `activations` for a network
+    that trains more convolutions than anything else: theirs depend on the strides.
     """
     trainable, total = count_parameters(network)
     tokens = batch_size * (image_size // PATCH) ** 2
     outputs = sum(p.shape[0] for p in network.parameters() if p.ndim == 2)
     activations = 1.5 * tokens * outputs * (2 if amp else 4) if trainable else 0
-    return {"weights": 4 * total, "training": 12 * trainable, "activations": activations}
+    known = {"weights": 4.0 * total, "training": 12.0 * trainable}
+    convolutions = sum(p.numel() for p in network.parameters() if p.ndim == 4 and p.requires_grad)
+    return known if 2 * convolutions > trainable else known | {"activations": activations}
 
 
 def _describe(network: nn.Module) -> str:
@@ -102,7 +155,8 @@ def _scans(cases: Cases, dataset: SliceDataset | None) -> str:
 
 def _memory(network: nn.Module, batch_size: int, image_size: int, amp: bool, dataset: SliceDataset | None) -> str:
     parts = training_bytes(network, batch_size, image_size, amp)
-    text = f"about {_gigabytes(sum(parts.values()))} for training ("
+    text = "about" if "activations" in parts else "activations and"
+    text += f" {_gigabytes(sum(parts.values()))} for training ("
     text += ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items()) + ")"
     return text if dataset is None else f"{text}; {_gigabytes(dataset.nbytes)} of RAM for the slices"
 

@@ -10,9 +10,21 @@ from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
 
 HOW_TO_GET_SAM = (
-    "download it with 'python -m monai.bundle download_large_files --bundle_path .', give another with "
-    "--sam_checkpoint FILE, or train from scratch with --sam_checkpoint none --trainable all"
+    "download it with 'python -m monai.bundle download_large_files --bundle_path .' or give another with "
+    "--sam_checkpoint FILE"
 )
+FROM_SCRATCH = ", or train from scratch with --sam_checkpoint none --trainable all"
+
+
+def load_base(net: Segmenter, sam: str | None) -> LoadReport:
+    """Loads the base that an expert is trained on, and prints what was done.
+
+    Raises:
+        MissingFileError, InputError: no file is named or there; it does not fit.
+    """
+    if _is_none(sam):
+        raise MissingFileError(f"an expert is made for one base, and none was given; {HOW_TO_GET_SAM}")
+    return _said(_load_sam(net, sam, HOW_TO_GET_SAM))
 
 
 def load_pretrained(
@@ -31,35 +43,47 @@ def load_pretrained(
         hsam: a LoRA file of H-SAM, for the hierarchical decoder.
 
     Raises:
-        MissingFileError, InputError: a file is missing or does not fit; an expert that HL-Attn fuses has no file;
-            a file is given for an expert or a decoder that the network does not have.
+        MissingFileError, InputError: a file is missing or does not fit; an expert of a level has no file; a file is
+            given for an expert or a decoder that the network does not have.
     """
     if hsam is not None and net.decoder != "hierarchical":
         raise InputError(
             f"--hsam_checkpoint {hsam} was given but --decoder is {net.decoder}; add --decoder hierarchical"
         )
     reports = []
-    if sam is not None and str(sam).lower() != "none":
-        try:
-            reports.append(load_sam(net, sam))
-        except MissingFileError as e:
-            raise MissingFileError(f"no SAM checkpoint {str(sam)!r}; {HOW_TO_GET_SAM}") from e
+    if not _is_none(sam):
+        reports.append(_load_sam(net, sam, HOW_TO_GET_SAM + FROM_SCRATCH))
     if samed is not None:
         reports.append(load_samed(net, samed))
     if hsam is not None:
         reports.append(load_hsam(net, hsam))
     given = {level: path for level, path in (experts or {}).items() if path is not None}
     wanted = net.image_encoder.experts
-    if net.image_encoder.fusion and (missing := [level for level in wanted if level in LEVELS and level not in given]):
+    if missing := [level for level in wanted if level in LEVELS and level not in given]:
         raise InputError(
-            f"HL-Attn fuses the experts {wanted} but {missing[0]!r} has no file; give --{missing[0]}_expert FILE, "
+            f"the network has the experts {wanted} but {missing[0]!r} has no file; give --{missing[0]}_expert FILE, "
             "or name fewer levels in --experts"
         )
     for level, path in given.items():
         if level not in wanted:
             raise InputError(f"--{level}_expert {path} was given but --experts is {wanted}; add {level!r} to it")
         reports.append(load_expert(net, path, level))
+    return [_said(report) for report in reports]
+
+
+def _is_none(path: str | None) -> bool:
+    return path is None or str(path).lower() == "none"
+
+
+def _load_sam(net: Segmenter, sam: str | None, remedy: str) -> LoadReport:
+    assert sam is not None
+    try:
+        return load_sam(net, sam)
+    except MissingFileError as e:
+        raise MissingFileError(f"no SAM checkpoint {str(sam)!r}; {remedy}") from e
+
+
+def _said(report: LoadReport) -> LoadReport:
     if is_main_process():
-        for report in reports:
-            print(f"loaded {report}", flush=True)
-    return reports
+        print(f"loaded {report}", flush=True)
+    return report
