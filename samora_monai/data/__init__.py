@@ -1,24 +1,30 @@
-"""Data: cases and scans on disk, transforms of volumes, slices for training, label files, synthetic phantoms."""
+"""Data: cases and scans on disk, unlabelled images, transforms, slices for training, label files, synthetic scans."""
 
+from samora_monai.data.any_image import LoadUnlabeledd, ScaleUnlabeledd
 from samora_monai.data.classes import resolve_class_names
 from samora_monai.data.datalist import Cases, check_modality, find_cases, require_validation
 from samora_monai.data.label_files import SaveLabeld, check_output_dir
 from samora_monai.data.scans import case_name, find_scans
 from samora_monai.data.slices import SliceDataset
 from samora_monai.data.transforms import CheckCased, LoadCased, ScaleScand
+from samora_monai.data.unlabeled import UnlabeledScans, find_unlabeled
 
 __all__ = [
     "Cases",
     "CheckCased",
     "LoadCased",
+    "LoadUnlabeledd",
     "SaveLabeld",
     "ScaleScand",
+    "ScaleUnlabeledd",
     "SliceDataset",
+    "UnlabeledScans",
     "case_name",
     "check_modality",
     "check_output_dir",
     "find_cases",
     "find_scans",
+    "find_unlabeled",
     "require_validation",
     "resolve_class_names",
 ]

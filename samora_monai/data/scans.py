@@ -7,7 +7,7 @@ MONAI's `ITKReader`, because that reader silently takes the first series of a fo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from samora_monai.errors import InputError, MissingFileError
@@ -65,7 +65,7 @@ def find_scans(path: str | os.PathLike) -> list[dict[str, str]]:
             )
         return [{"image": str(root)}]
 
-    scans = sorted(_walk(root))
+    scans = sorted(walk(root))
     if not scans:
         raise InputError(f"no scan in '{root}'; looked for {_LOOKED_FOR} in it and its sub-folders")
     named: dict[Path, Path] = {}
@@ -76,17 +76,37 @@ def find_scans(path: str | os.PathLike) -> list[dict[str, str]]:
     return [{"image": str(scan)} for scan in scans]
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk(
+    root: Path,
+    suffixes: tuple[str, ...] = VOLUME_SUFFIXES,
+    wanted: Callable[[Path], bool] = lambda path: True,
+) -> Iterator[Path]:
+    """Files and DICOM folders in the tree at `root`, in no order; hidden ones are skipped.
+
+    Args:
+        root: a folder; searched whatever `wanted` says of it.
+        suffixes: ends of the names of the files, in lower case.
+        wanted: asked once of each sub-folder, before it is searched, and of each file.
+
+    Raises:
+        InputError: two DICOM series in one folder.
+    """
     visited: set[str] = set()  # links to folders are followed, but never in a circle
     for folder, subfolders, files in os.walk(root, followlinks=True):
         if os.path.realpath(folder) in visited:
             subfolders.clear()
             continue
         visited.add(os.path.realpath(folder))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        paths = [Path(folder, name) for name in sorted(files) if not name.startswith(".")]
-        yield from (path for path in paths if _is_volume(path))
-        if any(_is_dicom(path) for path in paths) and _holds_one_series(Path(folder)):
+        shown = (name for name in sorted(subfolders) if not name.startswith("."))
+        subfolders[:] = [name for name in shown if wanted(Path(folder, name))]
+        others = []
+        for name in sorted(name for name in files if not name.startswith(".")):
+            path = Path(folder, name)
+            if not name.lower().endswith(suffixes):
+                others.append(path)
+            elif wanted(path):
+                yield path
+        if any(_is_dicom(path) for path in others) and _holds_one_series(Path(folder)):
             yield Path(folder)
 
 

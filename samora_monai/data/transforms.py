@@ -46,7 +46,7 @@ class LoadCase(LoadImage):
         try:
             return super().__call__(filename, reader)
         except Exception as error:  # each format's reader has exception classes of its own
-            raise InputError(f"cannot read '{filename}': {_one_line(error)}") from error
+            raise InputError(f"cannot read '{filename}': {one_line(error)}") from error
 
 
 class LoadCased(LoadImaged):
@@ -215,7 +215,7 @@ def _affine_text(image: MetaTensor) -> str:
     return str(np.round(np.asarray(image.affine, dtype=float), 3)[:3].tolist())
 
 
-def _one_line(error: Exception, limit: int = 200) -> str:
+def one_line(error: Exception, limit: int = 200) -> str:
     """The reason in an exception's text: ITK puts it behind source positions, and it may have many lines."""
     text = " ".join((str(error) or type(error).__name__).split("ITK ERROR:")[-1].split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -82,6 +82,8 @@ def print_pretraining_summary(
     formats = ", ".join(f"{count} {name}" for name, count in scans.counts().items())
     rows = [("data", scans.source), ("files", formats)]
     rows += [("passed over", f"folder of labels {folder}") for folder in scans.passed_over]
+    if scans.label_files:
+        rows.append(("passed over", f"{len(scans.label_files)} label files, e.g. {scans.label_files[0]}"))
     rows += [("unreadable", path) for path in (*dataset.unreadable, *held_out.unreadable)]
     for name, slices in (("training", dataset), ("held out", held_out)):
         left_out = f", {slices.num_empty} nearly empty ones left out" if slices.num_empty else ""

@@ -1,0 +1,227 @@
+"""Reading and scaling unlabelled images of any format: MONAI dictionary transforms behind one key.
+
+Volumes and pictures come out with the same axes, so that they can be mixed: RAS where the file states its geometry; a
+picture is taken as radiologists show a slice, its left the patient's right and its top the front.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import EnsureChannelFirst, MapTransform, Orientation
+from monai.utils import ImageMetaKey
+from PIL import Image, ImageSequence
+
+from samora_monai.data.transforms import CheckCased, LoadCase, ScaleScand, one_line
+from samora_monai.data.unlabeled import format_of
+from samora_monai.errors import InputError, MissingFileError
+
+PICTURES = ("PNG", "JPEG", "TIFF")
+ARRAYS = ("npy", "npz", "HDF5")
+_FORMAT, _STORED = "format", "stored_dtype"  # what the loader tells the scaling, in the metadata
+_PICTURE_AFFINE = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))  # x to the left, y to the back
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue: ITU-R BT.601
+
+
+class LoadUnlabeledd(MapTransform):
+    """Read a file of any of `unlabeled.FORMATS`, or the folder of a DICOM series, as one checked volume.
+
+    NIfTI, MHA, NRRD and DICOM are turned to RAS. PNG, JPEG and TIFF become one slice, a TIFF one for each page; colours
+    become their luminance, transparency is ignored. The arrays of npy, npz and HDF5 have no geometry: their axes stay
+    in order, except that the slice axis goes last.
+
+    Args:
+        keys: keys that hold a path.
+        array_key: name of the array in npz and HDF5 files; one that holds a single array may call it anything.
+        array_slice_axis: the axis of `[X, Y, Z]` arrays that counts slices, 0 to 2 or -3 to -1; default: the one that
+            differs when the other two are equally long, else the shortest, of a cube the last.
+
+    Raises:
+        InputError: `array_slice_axis` is out of range.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "image", array_key: str = "image", array_slice_axis: int | None = None
+    ) -> None:
+        super().__init__(keys)
+        if isinstance(array_slice_axis, bool) or array_slice_axis not in (None, *range(-3, 3)):
+            raise InputError(
+                f"array_slice_axis must be 0, 1 or 2, got {array_slice_axis!r}; leave it out to take the shortest axis"
+            )
+        self.array_key = array_key
+        self.array_slice_axis = array_slice_axis
+        self._load_volume = LoadCase(image_only=True)
+        self._channel_first = EnsureChannelFirst()
+        self._to_ras = Orientation(axcodes="RAS", labels=None)
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
+        """Path -> `MetaTensor [1, X, Y, Z]`, float32, values as stored.
+
+        Raises:
+            MissingFileError: the file does not exist.
+            InputError: it cannot be read, or is not one volume or picture of finite values.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = self._read(os.fspath(d[key]))
+            d[key] = self._to_ras(CheckCased(key)({key: image})[key])
+        return d
+
+    def _read(self, path: str) -> MetaTensor:
+        if not os.path.exists(path):
+            raise MissingFileError(f"'{path}' does not exist")
+        kind = format_of(path)
+        if kind in PICTURES:
+            image = _volume(*_read_picture(path, paged=kind == "TIFF"), _PICTURE_AFFINE, path)
+        elif kind in ARRAYS:
+            array = _read_array(path, kind, self.array_key)
+            image = _volume(
+                _slices_last(array, self.array_slice_axis), array.dtype, torch.eye(4, dtype=torch.float64), path
+            )
+        else:
+            image = cast(MetaTensor, self._channel_first(self._load_volume(path)))
+        image.meta[_FORMAT] = kind
+        return image
+
+
+class ScaleUnlabeledd(MapTransform):
+    """Scale what `LoadUnlabeledd` read to [0, 1].
+
+    Volumes with units (NIfTI, DICOM, MHA, NRRD): as `ScaleScand`. Pictures: 8 bits are divided by 255, wider integers
+    and floats scaled by their `percentiles`. Arrays (npy, npz, HDF5): kept if they are in [0, 1], else as `ScaleScand`.
+
+    Args:
+        keys: keys of the images.
+        modality: `"CT"` or `"MR"`, of the volumes and arrays.
+        window: lowest and highest HU that are told apart.
+        percentiles: percentiles that become 0 and 1.
+
+    Raises:
+        InputError: as `ScaleScand`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        modality: str = "CT",
+        window: Sequence[float] = (-125, 275),
+        percentiles: Sequence[float] = (0.5, 99.5),
+    ) -> None:
+        super().__init__(keys)
+        self._with_units = ScaleScand("image", modality, window, percentiles)
+        self._by_percentiles = ScaleScand("image", "MR", window, percentiles)
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
+        """`[1, X, Y, Z]`, values as stored -> the same shape, float32 in [0, 1].
+
+        An image that `LoadUnlabeledd` did not read counts as a volume with units.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            meta = image.meta if isinstance(image, MetaTensor) else {}
+            kind = meta.get(_FORMAT)
+            if kind in PICTURES and meta[_STORED] == "uint8":
+                d[key] = image / 255
+            elif kind in ARRAYS and bool(image.min() >= 0) and bool(image.max() <= 1):
+                d[key] = image
+            else:
+                scale = self._by_percentiles if kind in PICTURES else self._with_units
+                d[key] = scale({"image": image})["image"]
+        return d
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Whatever fails in the body becomes one sentence with the file's name."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # each format's reader has exception classes of its own
+        raise InputError(f"cannot read '{path}': {one_line(error)}") from error
+
+
+def _volume(array: np.ndarray, stored: np.dtype, affine: torch.Tensor, path: str) -> MetaTensor:
+    """`[X, Y, Z]` -> `[1, X, Y, Z]` with the metadata that the checks and the scaling read."""
+    image = torch.from_numpy(np.array(array[None], dtype=np.float32, order="C"))
+    return MetaTensor(image, affine=affine, meta={ImageMetaKey.FILENAME_OR_OBJ: path, _STORED: stored.name})
+
+
+def _read_picture(path: str, paged: bool) -> tuple[np.ndarray, np.dtype]:
+    """Grey values `[W, H, pages]`, and the type that they, or their colours, are stored in."""
+    with _reading(path), Image.open(path) as file:  # Pillow fails on truncated files, where ITK pads some with grey
+        pages = [_pixels(page) for page in (ImageSequence.Iterator(file) if paged else [file])]
+    sizes = {page.shape[:2] for page in pages}
+    if len(sizes) > 1:
+        raise InputError(f"'{path}' has pages of {len(sizes)} sizes, expected one; give each size a file of its own")
+    grey = [page if page.ndim == 2 else page[..., :3] @ _LUMA for page in pages]
+    return np.stack([page.T for page in grey], axis=-1), np.result_type(*pages)
+
+
+def _pixels(page: Image.Image) -> np.ndarray:
+    """`[H, W]` grey or `[H, W, 3 or 4]` red, green, blue (and alpha)."""
+    if page.mode in ("1", "LA"):
+        return np.asarray(page.convert("L"))
+    if len(page.getbands()) > 2 or page.mode in ("P", "PA"):
+        return np.asarray(page if page.mode == "RGBA" else page.convert("RGB"))
+    return np.asarray(page)
+
+
+def _read_array(path: str, kind: str, key: str) -> np.ndarray:
+    """`[X, Y]` or `[X, Y, Z]` of real numbers."""
+    with _reading(path):
+        if kind == "npy":
+            with open(path, "rb") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+        elif kind == "npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                array = arrays[_choose(path, arrays.files, key)]
+        else:
+            array = _read_hdf5(path, key)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"'{path}' holds values of type {array.dtype}, expected real numbers")
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise InputError(
+            f"'{path}' holds an array of shape {list(array.shape)}, expected [X, Y] or [X, Y, Z]; "
+            "give one slice or volume per file"
+        )
+    return array
+
+
+def _read_hdf5(path: str, key: str) -> np.ndarray:
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(f"reading '{path}' needs h5py; run pip install 'samora_monai[prepare]'") from error
+    with h5py.File(path) as content:
+        names: list[str] = []
+        content.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+        return np.asarray(content[_choose(path, names, key)][()])
+
+
+def _choose(path: str, names: list[str], key: str) -> str:
+    if key in names or len(names) == 1:
+        return key if key in names else names[0]
+    raise InputError(
+        f"'{path}' has no array '{key}' but {', '.join(sorted(names)) or 'none at all'}; name one with --array_key"
+    )
+
+
+def _slices_last(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """`[X, Y]` -> `[X, Y, 1]`; of `[X, Y, Z]` the slice axis is moved to the end."""
+    if array.ndim == 2:
+        return array[..., None]
+    if axis is None:
+        shape = array.shape
+        alone = [i for i in range(3) if shape[i - 1] == shape[i - 2] != shape[i]]
+        # the reversed order makes the last axis win between equals
+        axis = alone[0] if alone else min((2, 1, 0), key=shape.__getitem__)
+    return np.moveaxis(array, axis, -1)

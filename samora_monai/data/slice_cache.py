@@ -1,0 +1,175 @@
+"""Where the slices of a volume are kept: in memory, or in a folder that the processes of a run and later runs share.
+
+A file's name is a hash over all that its content depends on, so that a changed scan or setting is simply read again.
+Nothing is ever deleted: a folder of old files may be removed between runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from samora_monai import __version__
+from samora_monai.data.scans import absolute
+from samora_monai.data.transforms import one_line
+from samora_monai.errors import InputError, MissingFileError
+
+
+class CacheError(InputError):
+    """The cache is at fault, not a scan."""
+
+
+class MemorySlices:
+    """Slices of one volume in memory.
+
+    Args:
+        slices: `[N, 1, S, S]`.
+    """
+
+    def __init__(self, slices: torch.Tensor) -> None:
+        self.slices = slices
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take, in bytes."""
+        return self.slices.nbytes
+
+    def keep(self, mask: np.ndarray) -> MemorySlices:
+        """Only the slices where `mask [N]` is true; the memory of the others is freed."""
+        return self if mask.all() else MemorySlices(self.slices[torch.from_numpy(mask)])
+
+    def item(self, position: int) -> torch.Tensor:
+        """A copy of one slice, `[1, S, S]`; float16 becomes float32."""
+        one = self.slices[position]
+        return one.float() if one.dtype == torch.float16 else one.clone()
+
+
+class CachedSlices:
+    """Slices of one scan in a file, mapped into memory when one is taken.
+
+    No map stays open: a system allows some 65,000, and there may be more pictures than that.
+
+    Args:
+        file: array file with `[N, 1, S, S]`.
+        positions: which of the N are meant; default: all.
+
+    Raises:
+        CacheError: the file is no array.
+    """
+
+    nbytes = 0  # the pages that the system keeps are shared, and given back when memory is short
+
+    def __init__(self, file: Path, positions: np.ndarray | None = None) -> None:
+        self.file = file
+        self.positions = np.arange(len(_map(file))) if positions is None else positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def keep(self, mask: np.ndarray) -> CachedSlices:
+        """Only the slices where `mask [N]` is true."""
+        return CachedSlices(self.file, self.positions[mask])
+
+    def item(self, position: int) -> torch.Tensor:
+        """A copy of one slice, `[1, S, S]`, float32."""
+        return torch.from_numpy(np.array(_map(self.file)[self.positions[position]])).float()
+
+
+class SliceCache:
+    """A folder of cached slices.
+
+    Args:
+        folder: created if need be.
+        settings: text that differs whenever the slices of the same scan would.
+
+    Raises:
+        CacheError: the folder cannot be created.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: str) -> None:
+        self.folder = absolute(folder)
+        self.settings = f"samora_monai {__version__}: {settings}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(
+                f"cannot create cache folder '{self.folder}': {error.strerror}; choose another with --cache_dir"
+            ) from error
+
+    def file_of(self, scan: str | os.PathLike) -> Path:
+        """Where the slices of `scan`, as its file or folder is now, belong.
+
+        Raises:
+            MissingFileError: there is no such scan.
+        """
+        path = absolute(scan)
+        parts = [path]
+        if path.is_dir():  # DICOM
+            parts = sorted(part for part in path.iterdir() if part.is_file())
+        elif path.suffix.lower() == ".mhd":  # a header; the values are in a file beside it
+            parts = sorted(part for part in path.parent.iterdir() if part.stem == path.stem)
+        try:
+            stats = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+        except OSError as error:
+            raise MissingFileError(f"'{path}' does not exist or cannot be read: {error.strerror}") from error
+        digest = hashlib.sha256(repr((str(path), stats, self.settings)).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.npy"
+
+    def get(self, file: Path) -> tuple[CachedSlices, np.ndarray] | None:
+        """The slices in `file` and the content `[N]` of each, or `None` if they are not there yet.
+
+        Raises:
+            CacheError: the file is damaged.
+        """
+        if not file.is_file():
+            return None
+        return CachedSlices(file), np.array(_map(_content_of(file)))
+
+    def put(self, file: Path, slices: torch.Tensor, content: np.ndarray) -> CachedSlices:
+        """Write slices `[N, 1, S, S]` and their content `[N]`, the slices last and each file whole or not at all.
+
+        Raises:
+            CacheError: they cannot be written.
+        """
+        try:
+            _write(_content_of(file), content)
+            _write(file, slices.numpy())
+        except OSError as error:
+            raise CacheError(
+                f"cannot write to cache folder '{self.folder}': {error.strerror or error}; "
+                "make room, choose another with --cache_dir, or leave it out to keep slices in memory"
+            ) from error
+        return CachedSlices(file)
+
+
+def _content_of(file: Path) -> Path:
+    return file.with_name(f"{file.stem}_content.npy")
+
+
+def _map(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CacheError(
+            f"cannot read cached slices '{file}': {one_line(error)}; remove them to make them anew"
+        ) from error
+
+
+def _write(file: Path, array: np.ndarray) -> None:
+    """Under a hidden name of its own first: another process may be writing the same slices."""
+    handle, unfinished = tempfile.mkstemp(prefix=".", suffix=".npy", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, array)
+        os.chmod(unfinished, 0o644)  # mkstemp's files are private; a cache is shared
+        os.replace(unfinished, file)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
