@@ -1,13 +1,18 @@
-"""The main job end to end on synthetic scans: phantoms, training, evaluation, inference, a picture.
+"""The whole story end to end on synthetic scans, in minutes on a processor:
 
-    python -m samora_monai.demo [--folder demo] [--epochs 4] [--decoder hierarchical]
+base -> teachers -> three experts from unlabelled scans -> fine-tuning on two labelled ones -> evaluation beside SAMed,
+trained from the same base for the same steps on the same scans -> inference and a picture.
 
-It runs the real bundle through ``python -m monai.bundle run``, as a user would, and prints each command.
+    python -m samora_monai.demo [--folder demo] [--decoder hierarchical]
+
+It runs the real bundles through ``python -m monai.bundle run``, as a user would, and prints each command. SAM's weights
+are not needed: the `tiny` preset, trained on pictures of textured shapes, stands in for SAM.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import shutil
 import subprocess
@@ -19,65 +24,129 @@ from monai.transforms import LoadImage
 
 from samora_monai.data import case_name
 from samora_monai.data.phantoms import CLASS_NAMES, write_phantoms
+from samora_monai.data.shapes import write_shapes
 from samora_monai.engine.overlay import axial_slices, most_telling_slice, save_overlay_png
+from samora_monai.networks.experts import LEVELS
 from samora_monai.networks.segmenter import DECODERS
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "samora_segmentation"
-# a tiny network from scratch: what a laptop without SAM's weights can do in two minutes
-SETTINGS = {
-    "encoder": "tiny",
-    "sam_checkpoint": "none",
-    "trainable": "all",
-    "batch_size": "8",
-    "learning_rate": "0.001",
-    "warmup": "20",
-    "val_interval": "2",
-}
+BUNDLES = Path(__file__).parents[1] / "bundles"
+# what a laptop can do in minutes; the defaults of the configs are for vit_b on SAM's weights
+BASE = {"experts": "[]", "trainable": "all", "sam_checkpoint": "none", "epochs": "6", "val_interval": "6"}
+TEACHER = {"teacher_network": "tiny", "epochs": "12", "batch_size": "32", "warmup": "20", "val_interval": "4"}
+IMAGE_TEACHER = {"view_size": "96", "learning_rate": "0.002"}
+PATCH_TEACHER = {"learning_rate": "0.002"}
+EXPERT = {"epochs": "6", "batch_size": "16", "learning_rate": "0.005", "warmup": "20", "val_interval": "2"}
+FINE_TUNING = {"num_labeled": "2", "epochs": "16", "val_interval": "16"}
+SEGMENTATION = {"encoder": "tiny", "batch_size": "8", "learning_rate": "0.002", "warmup": "20"}
 
 # threads that wait for a busy core sleep instead of spinning: several times faster where other programs run too
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
-def run_bundle(workflow: str, config: str, bundle: Path, **settings: str) -> None:
+def run_bundle(bundle: Path, workflow: str, *configs: str, **settings: str | Path) -> None:
     """``python -m monai.bundle run`` in a process of its own; ends the demo if it fails."""
-    arguments = ["run", workflow, "--config_file", config, "--bundle_root", str(bundle)]
+    files = [str(bundle / "configs" / name) for name in configs]
+    config_file = files[0] if len(files) == 1 else "[" + ",".join(f"'{file}'" for file in files) + "]"
+    arguments = ["run", workflow, "--config_file", config_file, "--bundle_root", str(bundle)]
     for key, value in settings.items():
-        arguments += [f"--{key}", value]
-    words = (f'"{word}"' if "'" in word else word for word in arguments)
+        arguments += [f"--{key}", str(value)]
+    words = (f'"{word}"' if set(word) & set("'[") else word for word in arguments)
     print(f"\n$ python -m monai.bundle {' '.join(words)}", flush=True)
     done = subprocess.run([sys.executable, "-m", "monai.bundle", *arguments], env=ENVIRONMENT, check=False)
     if done.returncode:
         sys.exit(done.returncode)
 
 
+def copy_bundle(name: str, folder: Path) -> Path:
+    """A copy to run, so that the bundle itself stays as it is."""
+    return Path(shutil.copytree(BUNDLES / name, folder, dirs_exist_ok=True))
+
+
+def make_base(folder: Path) -> Path:
+    """The stand-in for SAM: the file of a `tiny` trained on textured shapes."""
+    write_shapes(folder / "shapes")
+    bundle = copy_bundle("samora_segmentation", folder / "base")
+    run_bundle(bundle, "training", "train.yaml", dataset_dir=folder / "shapes", **SEGMENTATION | BASE)
+    return bundle / "models" / "model.pt"
+
+
+def make_experts(folder: Path, base: Path, scans: Path) -> dict[str, Path]:
+    """The expert file of each level, from scans without labels."""
+    files = {}
+    for level in LEVELS:
+        bundle = copy_bundle(f"samora_{level}_expert", folder / f"samora_{level}_expert")
+        network: dict[str, str] = {}
+        if level != "pixel":
+            settings = TEACHER | (IMAGE_TEACHER if level == "image" else PATCH_TEACHER)
+            run_bundle(bundle, "teacher", "teacher.yaml", dataset_dir=scans, **settings)
+            network = {"teacher_network": "tiny"}
+        else:
+            network = {"decoder_features": "8"}
+        run_bundle(
+            bundle,
+            "training",
+            "train.yaml",
+            dataset_dir=scans,
+            encoder="tiny",
+            sam_checkpoint=base,
+            **network,
+            **EXPERT,
+        )
+        files[level] = bundle / "models" / "expert.pt"
+    return files
+
+
+def mean_dice(results: Path) -> dict[str, float]:
+    """Dice of each class and their mean, from the table of an evaluation."""
+    with open(results / "summary.csv", newline="", encoding="utf-8") as file:
+        return {row["name"]: float(row["dice"]) for row in csv.DictReader(file)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", default="demo", help="where data, model and results go (default: demo)")
-    parser.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
+    parser.add_argument("--folder", default="demo", help="where data, models and results go (default: demo)")
     parser.add_argument("--decoder", default="sam", choices=DECODERS, help="default: sam")
     args = parser.parse_args()
     start = time.monotonic()
     folder = Path(args.folder)
-    data, bundle, results = folder / "phantoms", folder / "samora_segmentation", folder / "results"
-    shutil.copytree(BUNDLE, bundle, dirs_exist_ok=True)  # a copy, so that the bundle itself stays as it is
-    write_phantoms(data)
-    print(f"wrote synthetic abdominal scans to {data}")
+    scans = folder / "phantoms"
+    write_phantoms(scans)
+    print(f"wrote synthetic abdominal scans to {scans}")
+    base = make_base(folder)
+    experts = make_experts(folder, base, scans)
 
-    configs = bundle / "configs"
-    common = {"dataset_dir": str(data), "output_dir": str(results)}
-    settings = {"epochs": str(args.epochs), "decoder": args.decoder, **common, **SETTINGS}
-    run_bundle("training", str(configs / "train.yaml"), bundle, **settings)
-    scan = sorted((data / "imagesVal").iterdir())[0]
-    run_bundle("inference", str(configs / "inference.json"), bundle, dataset_dir=str(scan), output_dir=str(results))
-    evaluation = f"['{configs / 'train.yaml'}','{configs / 'evaluate.yaml'}']"
-    run_bundle("evaluating", evaluation, bundle, **common)
+    systems = {
+        "SAMed": {},
+        "SAMora": {
+            "experts": str(list(LEVELS)),
+            "fusion": "attention",
+            **{f"{level}_expert": str(file) for level, file in experts.items()},
+        },
+    }
+    tables = {}
+    for name, settings in systems.items():
+        bundle = copy_bundle("samora_segmentation", folder / name.lower())
+        common = {"dataset_dir": scans, "output_dir": folder / "results" / name.lower()}
+        training = SEGMENTATION | FINE_TUNING | settings | {"decoder": args.decoder}
+        run_bundle(bundle, "training", "train.yaml", sam_checkpoint=base, **common, **training)
+        run_bundle(bundle, "evaluating", "train.yaml", "evaluate.yaml", **common)
+        tables[name] = mean_dice(folder / "results" / name.lower())
 
+    bundle, results = folder / "samora", folder / "results"
+    scan = sorted((scans / "imagesVal").iterdir())[0]
+    run_bundle(bundle, "inference", "inference.json", dataset_dir=scan, output_dir=results)
     prediction = results / f"{case_name(scan)}_seg.nii.gz"
     picture = results / f"{case_name(scan)}.png"
-    files = (scan, prediction, data / "labelsVal" / scan.name)
+    files = (scan, prediction, scans / "labelsVal" / scan.name)
     image, pred, label = (axial_slices(LoadImage(ensure_channel_first=True)(file)) for file in files)
     z = most_telling_slice(label)
     save_overlay_png(picture, (image[z] + 125) / 400, pred[z].astype(int), label[z].astype(int), CLASS_NAMES)
+
+    columns = [*CLASS_NAMES[1:], "mean"]
+    print(f"\nDice, {FINE_TUNING['num_labeled']} labelled scans, equal steps from the same base")
+    print("  ".join(["        ", *columns]))
+    for name, table in tables.items():
+        print("  ".join([f"{name:<8}", *(f"{table[column]:.3f}".rjust(len(column)) for column in columns)]))
     print(f"\nprediction  {prediction}\npicture     {picture}\ntook        {time.monotonic() - start:.0f} s")
 
 

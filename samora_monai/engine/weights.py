@@ -8,6 +8,8 @@ from samora_monai.checkpoints import LoadReport, load_expert, load_hsam, load_sa
 from samora_monai.engine.distributed import is_main_process
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
+from samora_monai.pretraining import teacher_files
+from samora_monai.pretraining.teacher_files import Teacher
 
 HOW_TO_GET_SAM = (
     "download it with 'python -m monai.bundle download_large_files --bundle_path .' or give another with "
@@ -25,6 +27,20 @@ def load_base(net: Segmenter, sam: str | None) -> LoadReport:
     if _is_none(sam):
         raise MissingFileError(f"an expert is made for one base, and none was given; {HOW_TO_GET_SAM}")
     return _said(_load_sam(net, sam, HOW_TO_GET_SAM))
+
+
+def load_teacher(net: Teacher, teacher: str | None) -> LoadReport:
+    """Loads a trained teacher, and prints what was done; see `samora_monai.pretraining.load_teacher`."""
+    return _said(teacher_files.load_teacher(net, teacher))
+
+
+def start_teacher(net: Teacher, checkpoint: str | None) -> LoadReport | None:
+    """Loads the weights that a teacher's own pretraining goes on from; ``None`` or ``"none"`` for random ones.
+
+    Raises:
+        MissingFileError, InputError: there is no such file; it does not fit.
+    """
+    return None if checkpoint is None or _is_none(checkpoint) else _said(net.load_weights(checkpoint))
 
 
 def load_pretrained(

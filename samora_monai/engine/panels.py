@@ -1,0 +1,100 @@
+"""Pictures in rows and columns with a title over each, on black, as PNG."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from samora_monai.errors import InputError
+
+DPI = 120
+# in pixels, so that equal slices look equal wherever they stand
+SIDE = 360  # a panel's longer side
+GAP = 10  # between panels
+LINE, TITLE = 24, 264  # a panel's title: the height of a line, and the width to leave for it
+HEAD = 60  # the title of all
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture.
+
+    Args:
+        picture: grey ``[H, W]`` or colours ``[H, W, 3]``, values in [0, 1] (others are clipped).
+        title: one or two lines above.
+        extent: its width and height in mm, or in any other unit; only their ratio counts.
+        smooth: interpolate between pixels, for images; maps of tokens show the tokens they are made of.
+        marked: in yellow, for what the others of its row are compared with.
+    """
+
+    picture: np.ndarray
+    title: str
+    extent: tuple[float, float]
+    smooth: bool = True
+    marked: bool = False
+
+
+def save_panels(path: str | os.PathLike[str], rows: Sequence[Sequence[Panel]], title: str) -> None:
+    """Write rows of panels, which may differ in length; the file appears when it is whole.
+
+    Args:
+        path: the PNG file; its folder is made if needed.
+        rows: from top to bottom, at least one with at least one panel.
+        title: one line above all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    sizes = [[_size(panel) for panel in row] for row in rows]
+    place_width = max(TITLE, *(width for row in sizes for width, _ in row)) + GAP
+    picture_height = max(height for row in sizes for _, height in row)
+    lines = max(panel.title.count("\n") + 1 for row in rows for panel in row)
+    place_height = picture_height + LINE * lines + GAP
+    total = (max(len(row) for row in rows) * place_width + GAP, len(rows) * place_height + HEAD)
+    figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="black")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, color="white", fontsize=14, y=1 - HEAD / 2 / total[1], va="center", parse_math=False)
+    for r, row in enumerate(rows):
+        for c, (panel, (width, height)) in enumerate(zip(row, sizes[r], strict=True)):
+            left = GAP + c * place_width + (place_width - GAP - width) // 2
+            bottom = (len(rows) - 1 - r) * place_height + GAP + picture_height - height  # titles stand in one line
+            box = (left / total[0], bottom / total[1], width / total[0], height / total[1])
+            _draw(figure.add_axes(box), panel)
+    path = Path(path)
+    unfinished = path.with_name(f".{os.getpid()}_{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(unfinished, format="png", dpi=DPI)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror or error}; choose another --output_dir") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def _size(panel: Panel) -> tuple[int, int]:
+    """Width and height in pixels."""
+    width, height = panel.extent
+    return round(SIDE * min(1.0, width / height)), round(SIDE * min(1.0, height / width))
+
+
+def _draw(axis: Axes, panel: Panel) -> None:
+    axis.imshow(
+        np.clip(panel.picture, 0, 1),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        aspect="auto",  # the axis has the right proportions
+        interpolation="lanczos" if panel.smooth else "nearest",
+    )
+    axis.set_title(panel.title, color="gold" if panel.marked else "white", fontsize=11, pad=4, parse_math=False)
+    axis.set_axis_off()
