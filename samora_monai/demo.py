@@ -31,13 +31,14 @@ from samora_monai.networks.segmenter import DECODERS
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 # what a laptop can do in minutes; the defaults of the configs are for vit_b on SAM's weights
-BASE = {"experts": "[]", "trainable": "all", "sam_checkpoint": "none", "epochs": "6", "val_interval": "6"}
-TEACHER = {"teacher_network": "tiny", "epochs": "12", "batch_size": "32", "warmup": "20", "val_interval": "4"}
-IMAGE_TEACHER = {"view_size": "96", "learning_rate": "0.002"}
+TINY = {"encoder": "tiny", "warmup": "20"}
+BASE = {"image_size": "112", "batch_size": "16", "learning_rate": "0.001", "epochs": "8", "val_interval": "8"}
+BASE |= {"experts": "[]", "trainable": "all", "sam_checkpoint": "none"}
+TEACHER = {"teacher_network": "tiny", "batch_size": "32", "warmup": "20", "epochs": "12", "val_interval": "4"}
+IMAGE_TEACHER = {"view_size": "96", "learning_rate": "0.001"}
 PATCH_TEACHER = {"learning_rate": "0.002"}
-EXPERT = {"epochs": "6", "batch_size": "16", "learning_rate": "0.005", "warmup": "20", "val_interval": "2"}
-FINE_TUNING = {"num_labeled": "2", "epochs": "16", "val_interval": "16"}
-SEGMENTATION = {"encoder": "tiny", "batch_size": "8", "learning_rate": "0.002", "warmup": "20"}
+EXPERT = {"batch_size": "16", "learning_rate": "0.003", "epochs": "4"}
+FINE_TUNING = {"num_labeled": "2", "batch_size": "8", "learning_rate": "0.002", "epochs": "16", "val_interval": "16"}
 
 # threads that wait for a busy core sleep instead of spinning: several times faster where other programs run too
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
@@ -66,7 +67,7 @@ def make_base(folder: Path) -> Path:
     """The stand-in for SAM: the file of a `tiny` trained on textured shapes."""
     write_shapes(folder / "shapes")
     bundle = copy_bundle("samora_segmentation", folder / "base")
-    run_bundle(bundle, "training", "train.yaml", dataset_dir=folder / "shapes", **SEGMENTATION | BASE)
+    run_bundle(bundle, "training", "train.yaml", dataset_dir=folder / "shapes", **TINY, **BASE)
     return bundle / "models" / "model.pt"
 
 
@@ -75,22 +76,13 @@ def make_experts(folder: Path, base: Path, scans: Path) -> dict[str, Path]:
     files = {}
     for level in LEVELS:
         bundle = copy_bundle(f"samora_{level}_expert", folder / f"samora_{level}_expert")
-        network: dict[str, str] = {}
+        network = {"decoder_features": "8"}
         if level != "pixel":
             settings = TEACHER | (IMAGE_TEACHER if level == "image" else PATCH_TEACHER)
             run_bundle(bundle, "teacher", "teacher.yaml", dataset_dir=scans, **settings)
             network = {"teacher_network": "tiny"}
-        else:
-            network = {"decoder_features": "8"}
         run_bundle(
-            bundle,
-            "training",
-            "train.yaml",
-            dataset_dir=scans,
-            encoder="tiny",
-            sam_checkpoint=base,
-            **network,
-            **EXPERT,
+            bundle, "training", "train.yaml", dataset_dir=scans, sam_checkpoint=base, **network, **TINY, **EXPERT
         )
         files[level] = bundle / "models" / "expert.pt"
     return files
@@ -127,7 +119,7 @@ def main() -> None:
     for name, settings in systems.items():
         bundle = copy_bundle("samora_segmentation", folder / name.lower())
         common = {"dataset_dir": scans, "output_dir": folder / "results" / name.lower()}
-        training = SEGMENTATION | FINE_TUNING | settings | {"decoder": args.decoder}
+        training = TINY | FINE_TUNING | settings | {"decoder": args.decoder}
         run_bundle(bundle, "training", "train.yaml", sam_checkpoint=base, **common, **training)
         run_bundle(bundle, "evaluating", "train.yaml", "evaluate.yaml", **common)
         tables[name] = mean_dice(folder / "results" / name.lower())
