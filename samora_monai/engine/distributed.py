@@ -7,8 +7,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from monai.data import DistributedSampler
 from monai.utils import set_determinism
 from torch import nn
+from torch.utils.data import Dataset
+
+from samora_monai.errors import InputError
 
 
 def is_main_process() -> bool:
@@ -55,3 +59,17 @@ def wrap(network: nn.Module, device: torch.device) -> nn.Module:
         return nn.parallel.DistributedDataParallel(network)
     network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return nn.parallel.DistributedDataParallel(network, device_ids=[device])
+
+
+def shared_sampler(dataset: Dataset, even_divisible: bool, shuffle: bool) -> DistributedSampler:
+    """MONAI's `DistributedSampler`: each process its share of the slices.
+
+    Raises:
+        InputError: some process would get none.
+    """
+    count: int = len(dataset)  # type: ignore[arg-type]
+    if count < world_size():
+        raise InputError(
+            f"{world_size()} processes cannot share {count} slices; start fewer with --nproc_per_node or give more"
+        )
+    return DistributedSampler(dataset, even_divisible=even_divisible, shuffle=shuffle)

@@ -12,15 +12,17 @@ from samora_monai.errors import InputError
 _UNUSED = r"prompt_encoder\.(?!no_mask_embed)|mask_decoder2?\.iou_prediction_head"
 _DECODER = r"prompt_encoder\.no_mask_embed|mask_decoder2?\."
 _EXPERTS = r"image_encoder\.blocks\.\d+\.attn\.experts\."
-_HL_ATTN = r"image_encoder\.blocks\.\d+\.hl_attn\."
+_FUSION = r"image_encoder\.blocks\.\d+\.hl_attn"
+_HL_ATTN = rf"{_FUSION}\."
 _DECODER_BASE = r"mask_decoder\.transformer\.(?!.*\.expert\.)"
 
 
 def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, str]:
     """Regular expressions (to train, never to train) on parameter names.
 
-    - ``"adapters"``: the decoder and the experts; under a fusion HL-Attn instead of the experts, which stay frozen;
-      with experts in the decoder its transformer stays frozen too (SAMed_s);
+    - ``"adapters"``: the decoder and the experts; under a fusion HL-Attn instead of the experts, which stay frozen, a
+      single one too; with experts in the decoder its transformer stays frozen too (SAMed_s);
+    - ``"adapters+experts"``: under a fusion the experts too, beside HL-Attn and the decoder;
     - ``"experts"``: the encoder's experts alone, for their pretraining;
     - ``"decoder"``: the decoder alone;
     - ``"all"``: everything that prompt-free segmentation uses, for training from scratch.
@@ -36,8 +38,12 @@ def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, st
     if train == "decoder":
         return _DECODER, frozen
     if train == "adapters":
-        return f"{_DECODER}|{_HL_ATTN if any(re.match(_HL_ATTN, n) for n in names) else _EXPERTS}", frozen
-    choices = "'adapters', 'experts', 'decoder' or 'all'"
+        # the module, for over a single expert it has no parameters
+        fused = any(re.fullmatch(_FUSION, name) for name, _ in net.named_modules())
+        return f"{_DECODER}|{_HL_ATTN if fused else _EXPERTS}", frozen
+    if train == "adapters+experts":
+        return f"{_DECODER}|{_HL_ATTN}|{_EXPERTS}", frozen
+    choices = "'adapters+experts', 'adapters', 'experts', 'decoder' or 'all'"
     raise InputError(f"unknown choice of trainable parameters {train!r}; choose {choices}")
 
 

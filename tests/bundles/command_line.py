@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-BUNDLE = ROOT / "bundles" / "samora_segmentation"
+BUNDLES = ROOT / "bundles"
+BUNDLE = BUNDLES / "samora_segmentation"
+EXPERT_BUNDLES = {level: BUNDLES / f"samora_{level}_expert" for level in ("image", "patch", "pixel")}
 CONFIGS = {
     "training": ("train.yaml",),
+    "teacher": ("teacher.yaml",),
     "evaluating": ("train.yaml", "evaluate.yaml"),
     "inference": ("inference.json",),
 }
@@ -37,6 +40,18 @@ FAST: dict[str, Any] = {
     "batch_size": 4,
     "val_interval": 1,
     "learning_rate": 1e-6,
+}
+
+# the same for the expert bundles: some steps of a tiny student, of a tiny teacher, and of both
+FAST_RUN: dict[str, Any] = {"image_size": 64, "epochs": 2, "warmup": 2, "batch_size": 8}
+FAST_TEACHER: dict[str, dict[str, Any]] = {
+    "image": FAST_RUN | {"teacher_network": "tiny", "view_size": 32},
+    "patch": FAST_RUN | {"teacher_network": "tiny"},
+}
+FAST_EXPERT: dict[str, dict[str, Any]] = {
+    "image": FAST_RUN | {"encoder": "tiny", "teacher_network": "tiny"},
+    "patch": FAST_RUN | {"encoder": "tiny", "teacher_network": "tiny"},
+    "pixel": FAST_RUN | {"encoder": "tiny", "decoder_features": 4},
 }
 
 
@@ -119,17 +134,18 @@ def _command(arguments: Sequence[str], cwd: str, out: str, err: str, env: Mappin
 
 
 class Bundle:
-    """A copy of the bundle in a folder of its own, and its commands.
+    """A copy of a bundle in a folder of its own, and its commands.
 
     Args:
         root: where to copy it to.
         command_line: what runs the commands.
+        source: the bundle.
     """
 
-    def __init__(self, root: Path, command_line: CommandLine) -> None:
+    def __init__(self, root: Path, command_line: CommandLine, source: Path = BUNDLE) -> None:
         self.root = root
         self.command_line = command_line
-        shutil.copytree(BUNDLE, root, ignore=shutil.ignore_patterns("eval", "models"))
+        shutil.copytree(source, root, ignore=shutil.ignore_patterns("eval", "models"))
         (root / "models").mkdir()
 
     @property

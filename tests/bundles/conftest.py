@@ -16,7 +16,17 @@ from monai.bundle import ConfigWorkflow, create_workflow
 from monai.utils import set_determinism
 
 from samora_monai.data.phantoms import write_phantoms
-from tests.bundles.command_line import CONFIGS, FAST, Bundle, CommandLine, Finished
+from tests.bundles.command_line import (
+    CONFIGS,
+    EXPERT_BUNDLES,
+    FAST,
+    FAST_EXPERT,
+    FAST_TEACHER,
+    Bundle,
+    CommandLine,
+    Finished,
+)
+from tests.bundles.weights import write_sam
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +73,52 @@ def trained(tmp_path_factory: pytest.TempPathFactory, command_line: CommandLine,
     finished = bundle("training", dataset_dir=phantoms, **FAST)
     assert finished.code == 0, finished
     return Trained(bundle, finished, phantoms)
+
+
+@pytest.fixture(scope="session")
+def sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `tiny` in place of Meta's checkpoint."""
+    return write_sam(tmp_path_factory.mktemp("sam") / "sam.pth")
+
+
+@dataclass(frozen=True)
+class TrainedExpert:
+    """An expert bundle with an expert and, where it has one, a teacher. Not to be changed."""
+
+    bundle: Bundle
+    teaching: Finished | None
+    finished: Finished
+
+    @property
+    def expert(self) -> Path:
+        return self.bundle.root / "models" / "expert.pt"
+
+    @property
+    def teacher(self) -> Path:
+        return self.bundle.root / "models" / "teacher.pt"
+
+
+@pytest.fixture(scope="session")
+def experts(
+    tmp_path_factory: pytest.TempPathFactory, command_line: CommandLine, phantoms: Path, sam: Path
+) -> dict[str, TrainedExpert]:
+    """The three bundles by their level, each trained on the phantoms as its README says: first the teacher."""
+    folder, trained = tmp_path_factory.mktemp("experts"), {}
+    for level, source in EXPERT_BUNDLES.items():
+        bundle, teaching = Bundle(folder / level, command_line, source), None
+        if level in FAST_TEACHER:
+            teaching = bundle("teacher", dataset_dir=phantoms, **FAST_TEACHER[level])
+            assert teaching.code == 0, teaching
+        finished = bundle("training", dataset_dir=phantoms, sam_checkpoint=sam, **FAST_EXPERT[level])
+        assert finished.code == 0, finished
+        trained[level] = TrainedExpert(bundle, teaching, finished)
+    return trained
+
+
+@pytest.fixture
+def expert_bundle(tmp_path: Path, command_line: CommandLine) -> Callable[..., Bundle]:
+    """`expert_bundle(level)`: an expert bundle without any file of a training; another one under another `name`."""
+    return lambda level, name="bundle": Bundle(tmp_path / f"{level}_{name}", command_line, EXPERT_BUNDLES[level])
 
 
 @pytest.fixture

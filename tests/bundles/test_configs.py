@@ -1,4 +1,4 @@
-"""The bundle's files as MONAI's tools read them, and what must be equal in two of them."""
+"""The bundles' files as MONAI's tools read them, and what must be equal in two files of `samora_segmentation`."""
 
 from __future__ import annotations
 
@@ -7,32 +7,43 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import pytest
 import yaml
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils.enums import BundleProperty, BundlePropertyConfig
 
 from samora_monai import __version__
 from samora_monai.networks import PRESETS
-from tests.bundles.command_line import BUNDLE, CONFIGS, FAST, Bundle, CommandLine
+from tests.bundles.command_line import BUNDLE, BUNDLES, CONFIGS, FAST, Bundle, CommandLine
 from tests.bundles.conftest import Trained
 
-ALL_CONFIGS = sorted(path.name for path in (BUNDLE / "configs").iterdir() if path.suffix in (".yaml", ".json"))
-WORKFLOWS = {
-    "train": (TrainProperties, CONFIGS["training"]),
-    "evaluate": (TrainProperties, CONFIGS["evaluating"]),
-    "multi_gpu_train": (TrainProperties, (*CONFIGS["training"], "multi_gpu_train.yaml")),
-    "multi_gpu_evaluate": (TrainProperties, (*CONFIGS["evaluating"], "multi_gpu_evaluate.yaml")),
-    "inference": (InferProperties, CONFIGS["inference"]),
+WORKFLOWS: dict[str, list[tuple[str, ...]]] = {  # a workflow and its overlay, if any
+    "samora_segmentation": [("evaluating",), ("evaluating", "multi_gpu_evaluate.yaml")],
+    "samora_image_expert": [("teacher",), ("teacher", "multi_gpu_train.yaml")],
+    "samora_patch_expert": [("teacher",), ("teacher", "multi_gpu_train.yaml")],
+    "samora_pixel_expert": [],
 }
+ALL_BUNDLES = tuple(WORKFLOWS)
+ALL_CONFIGS = [
+    (bundle, path.name)
+    for bundle in ALL_BUNDLES
+    for path in sorted((BUNDLES / bundle / "configs").iterdir())
+    if path.suffix in (".yaml", ".json")
+]
+EVERYWHERE: list[tuple[str, ...]] = [("training",), ("training", "multi_gpu_train.yaml"), ("inference",)]
 
 
-def config(*names: str) -> dict[str, Any]:
+LOCATOR = ComponentLocator()
+MODEL_SETTING = re.compile(r"\$@model_settings\['(\w+)'\]")
+
+
+def config(*names: str, source: Path = BUNDLE) -> dict[str, Any]:
     """One config file as it is written, or several laid over each other."""
-    paths = [str(BUNDLE / "configs" / name) for name in names]
+    paths = [str(source / "configs" / name) for name in names]
     return ConfigParser.load_config_files(paths) if len(paths) > 1 else ConfigParser.load_config_file(paths[0])
 
 
@@ -48,24 +59,50 @@ def strings(node: Any) -> Iterator[str]:
             yield from strings(value)
 
 
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` in a config."""
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from targets(value)
+    if isinstance(node, dict) and "_target_" in node:
+        yield node["_target_"]
+
+
 # ---- as MONAI reads them
 
 
-@pytest.mark.parametrize("name", ALL_CONFIGS)
-def test_no_key_is_given_twice(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_no_bundle_is_forgotten():
+    assert sorted(ALL_BUNDLES) == sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/train.yaml"))
+
+
+@pytest.mark.parametrize(("bundle", "name"), ALL_CONFIGS)
+def test_no_key_is_given_twice(bundle: str, name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
-    assert config(name)
+    assert config(name, source=BUNDLES / bundle)
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS)
-def test_required_ids_are_there(workflow: str):
+@pytest.mark.parametrize(
+    ("bundle", "workflow"), [(bundle, workflow) for bundle in WORKFLOWS for workflow in EVERYWHERE + WORKFLOWS[bundle]]
+)
+def test_required_ids_are_there(bundle: str, workflow: tuple[str, ...]):
     """MONAI's own check instantiates what it finds, and stops at a missing id instead of naming it."""
-    properties, names = WORKFLOWS[workflow]
-    parser = ConfigParser(config(*names))
+    verb, *overlay = workflow
+    properties = InferProperties if verb == "inference" else TrainProperties
+    parser = ConfigParser(config(*CONFIGS[verb], *overlay, source=BUNDLES / bundle))
     required = [p[BundlePropertyConfig.ID] for p in properties.values() if p[BundleProperty.REQUIRED]]
     assert [id for id in required if id not in parser] == []
-    verb = {"train": "training", "evaluate": "evaluating"}.get(workflow.removeprefix("multi_gpu_"), workflow)
     assert parser[verb] == "@run" and parser["run"]
+
+
+@pytest.mark.parametrize(("bundle", "name"), ALL_CONFIGS)
+def test_every_name_of_code_is_there(bundle: str, name: str):
+    """Classes after `_target_`, and what expressions name in this package: no run has to come that far."""
+    for text in strings(config(name, source=BUNDLES / bundle)):
+        for path in re.findall(r"samora_monai(?:\.\w+)+", text) if text.startswith("$") else ():
+            assert locate(path) is not None, f"{path} in {text}"
+    for target in targets(config(name, source=BUNDLES / bundle)):
+        module = LOCATOR.get_component_module_name(target)  # of MONAI's classes, which configs call by their bare name
+        assert not isinstance(module, list), f"{target} has several meanings: {module}"
+        assert callable(locate(f"{module}.{target}" if module else target)), target
 
 
 def test_training_has_monais_properties(bundle: Bundle, phantoms: Path, in_process: Callable[..., ConfigWorkflow]):
@@ -89,10 +126,11 @@ def test_others_have_monais_properties(
     assert os.listdir(tmp_path)
 
 
-def test_metadata_follows_its_schema(command_line: CommandLine, tmp_path: Path):
+@pytest.mark.parametrize("bundle", ALL_BUNDLES)
+def test_metadata_follows_its_schema(bundle: str, command_line: CommandLine, tmp_path: Path):
     """The schema is MONAI's, kept beside this file so that nothing has to be downloaded."""
     schema = Path(__file__).with_name("meta_schema_20240725.json")
-    metadata = BUNDLE / "configs" / "metadata.json"
+    metadata = BUNDLES / bundle / "configs" / "metadata.json"
     arguments = ("verify_metadata", "--meta_file", metadata, "--filepath", schema)
     finished = command_line(*arguments, cwd=tmp_path)
     assert finished.code == 0, finished
@@ -102,20 +140,18 @@ def test_metadata_follows_its_schema(command_line: CommandLine, tmp_path: Path):
     assert content["required_packages_version"]["samora_monai"] == __version__
 
 
-def test_network_is_as_the_metadata_says(command_line: CommandLine, tmp_path: Path):
+@pytest.mark.parametrize("bundle", ALL_BUNDLES)
+def test_network_is_as_the_metadata_says(bundle: str, command_line: CommandLine, tmp_path: Path):
     """The real vit_b on one slice, without any weights."""
-    arguments = (
-        "--meta_file",
-        BUNDLE / "configs" / "metadata.json",
-        "--config_file",
-        BUNDLE / "configs" / "inference.json",
-    )
+    configs = BUNDLES / bundle / "configs"
+    arguments = ("--meta_file", configs / "metadata.json", "--config_file", configs / "inference.json")
     finished = command_line("verify_net_in_out", "network_def", *arguments, "--device", "cpu", cwd=tmp_path)
     assert finished.code == 0, finished
 
 
-def test_weights_to_download_are_hashed():
-    content = yaml.safe_load((BUNDLE / "large_files.yml").read_text())
+@pytest.mark.parametrize("bundle", ALL_BUNDLES)
+def test_weights_to_download_are_hashed(bundle: str):
+    content = yaml.safe_load((BUNDLES / bundle / "large_files.yml").read_text())
     presets = [name for name in PRESETS if name != "tiny"]
     assert len(content["large_files"]) == len(presets)
     for entry, preset in zip(content["large_files"], presets, strict=True):
@@ -123,12 +159,13 @@ def test_weights_to_download_are_hashed():
         assert entry["path"].startswith(f"models/sam_{preset}_")
         assert entry["url"] == f"https://dl.fbaipublicfiles.com/segment_anything/{Path(entry['path']).name}"
         assert entry["hash_type"] == "sha256" and re.fullmatch("[0-9a-f]{64}", entry["hash_val"])
-    assert config("train.yaml")["sam_checkpoint"] == f"$@bundle_root + '/{content['large_files'][0]['path']}'"
+    default = config("train.yaml", source=BUNDLES / bundle)["sam_checkpoint"]
+    assert default == f"$@bundle_root + '/{content['large_files'][0]['path']}'"
 
 
-@pytest.mark.parametrize("name", ALL_CONFIGS)
-def test_no_absolute_path(name: str):
-    for text in strings(config(name)):
+@pytest.mark.parametrize(("bundle", "name"), ALL_CONFIGS)
+def test_no_absolute_path(bundle: str, name: str):
+    for text in strings(config(name, source=BUNDLES / bundle)):
         assert not re.match(r"[/~\\]|[A-Za-z]:[/\\]", text), text
         for before, path in re.findall(r"(.{0,25})'([/~\\][^']*)'", text):
             assert re.search(r"@(bundle_root|output_dir) \+ $", before), f"{path} in {text}"
@@ -141,7 +178,7 @@ def test_default_model_is_the_same_in_training_and_inference():
     """A model without a settings file is taken for one that was trained with the defaults."""
     train, inference = config("train.yaml"), config("inference.json")
     defaults = {key: value for key, value in inference["trained"].items() if key not in ("_target_", "checkpoint")}
-    assert list(defaults) == list(train["model_settings"])
+    assert ["_target_", "origin", *defaults] == list(train["model_settings"])
     names = defaults.pop("class_names")
     assert defaults == {key: train[key] for key in defaults}
     pred = config("metadata.json")["network_data_format"]["outputs"]["pred"]
@@ -154,7 +191,7 @@ def test_network_is_the_same_in_training_and_inference():
     assert list(train) == list(inference)
     assert train.pop("num_classes") == "$len(@classes)" and inference.pop("num_classes") == "$len(@class_names)"
     assert train.pop("_target_") == inference.pop("_target_")
-    assert [re.findall(r"@(\w+)", value) for value in train.values()] == [[key] for key in train]
+    assert train == {key: f"$@model_settings['{key}']" for key in train}
     assert inference == {key: f"$@trained['{key}']" for key in inference}
 
 
@@ -164,6 +201,8 @@ def test_preprocessing_is_the_same_in_training_and_inference():
     for transform in train:  # inference has no label
         transform["keys"] = "image"
         transform.pop("num_classes", None)
+        for key in MODEL_SETTING.findall(str(transform)):
+            transform[key] = f"@{key}"
     assert train == inference
 
 
@@ -186,7 +225,7 @@ def test_common_settings_are_the_same_in_training_and_inference():
 
 def test_evaluation_takes_every_setting_from_the_model():
     evaluate = config("evaluate.yaml")
-    for key in config("train.yaml")["model_settings"]:
+    for key in list(config("train.yaml")["model_settings"])[2:]:  # after `_target_` and `origin`
         assert evaluate["classes" if key == "class_names" else key] == f"$@trained['{key}']"
 
 

@@ -1,18 +1,32 @@
-"""The calls that MONAI Label makes on the bundle, without its server; its label is that of the command line."""
+"""The calls that MONAI Label makes on the bundle, without its server; its label is that of the command line.
+
+`tests/label` has the script that starts a server, and the checks with one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, SaveImaged
 
+from samora_monai.data import given_cases, resolve_class_names
+from samora_monai.engine.origin import origin_of
+from samora_monai.engine.settings import read_settings
+from samora_monai.errors import MissingFileError
+from tests.bundles.command_line import Bundle
 from tests.bundles.conftest import Trained
+from tests.label.models import HEADER, SAMORA, write_model
+from tests.tiny import refused, untouched
+
+# ---- infer
 
 
 @pytest.mark.parametrize("image_only", [True, False])
@@ -53,3 +67,108 @@ def test_label_is_that_of_the_command_line(
     assert len(np.unique(label.dataobj)) > 3
     assert np.array_equal(pred[0].numpy(), label.dataobj)
     np.testing.assert_allclose(pred.affine, label.affine, atol=1e-5)
+
+
+# ---- weights, which MONAI Label loads with strict=False
+
+
+def network_def(bundle: Bundle) -> torch.nn.Module:
+    parser = ConfigParser(ConfigParser.load_config_file(bundle.configs("inference.json")[0]))
+    parser["bundle_root"] = str(bundle.root)
+    return parser.get_parsed_content("network_def")
+
+
+@pytest.mark.parametrize("decoder", ["sam", "hierarchical"])
+def test_model_holds_what_the_network_has(bundle: Bundle, decoder: str):
+    """SAMora and H-SAMora: the network of the settings beside the file, with all experts inside the file."""
+    state = torch.load(write_model(bundle.root, decoder=decoder), weights_only=True)
+    net = network_def(bundle)
+    assert list(state) == list(net.state_dict())
+    net.load_state_dict(state, strict=False)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_other_weights_are_refused(bundle: Bundle):
+    state = torch.load(write_model(bundle.root), weights_only=True)
+    net = network_def(bundle)
+    key = "image_encoder.blocks.0.norm1.weight"
+    for spoiled, words in (
+        ({name: value for name, value in state.items() if ".experts." in name}, "280 keys missing (pixel_mean, "),
+        ({name: value for name, value in state.items() if name != key}, f"1 keys missing ({key})"),
+        (state | {"ema": state[key]}, "1 keys not expected (ema)"),
+        ({"state_dict": state}, "352 keys missing"),
+        (state | {key: state[key][:9]}, f"{key} is [9], expected [128]"),
+        (state | {key: 1.0}, f"{key} is float, expected [128]"),
+    ):
+        with untouched(net), refused(words, "ViT 128 wide", "6 classes", "model.json beside it"):
+            net.load_state_dict(spoiled, strict=False)
+
+
+# ---- train
+
+
+def overrides(bundle: Bundle, data: Path) -> dict[str, Any]:
+    """What MONAI Label hands to `monai.bundle.run`; the other settings are those of train.yaml."""
+    train, validation = (
+        [{part: str(data / f"{part}s{end}" / path.name) for part in ("image", "label")} for path in paths]
+        for end, paths in ((end, sorted((data / f"images{end}").iterdir())) for end in ("Tr", "Val"))
+    )
+    handlers = ConfigParser.load_config_file(bundle.configs("train.yaml")[0])["train"]["handlers"]
+    model = {"_target_": "CheckpointLoader", "load_path": str(bundle.model), "load_dict": {"model": "$@network"}}
+    return {
+        "bundle_root": str(bundle.root),
+        "device": "cpu",
+        "train#trainer#max_epochs": 1,
+        "train#dataset#data": train,
+        "validate#dataset#data": validation,
+        "train#handlers": [model | {"strict": False}, *handlers],
+    }
+
+
+@pytest.mark.parametrize(("decoder", "run_id"), [("sam", ""), ("hierarchical", "run")])
+def test_training_goes_on_with_the_model(
+    bundle: Bundle, data: Path, decoder: str, run_id: str, in_process: Callable[..., ConfigWorkflow], capsys: Any
+):
+    """No data set, SAM or expert file is named: all settings and weights are the model's.
+
+    The empty `run_id`, which 3D Slicer sends, is the whole config to MONAI.
+    """
+    before = torch.load(write_model(bundle.root, decoder=decoder), weights_only=True)
+    given = overrides(bundle, data)
+    given.pop("bundle_root")
+    workflow = in_process(bundle, "training", run_id=run_id, **given)
+    workflow.initialize()
+    started = workflow.parser.get_parsed_content("network_def").state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in started.items())
+    workflow.run()
+    workflow.finalize()
+    assert "loaded 'model.pt': copied" in capsys.readouterr().out
+    after, settings = torch.load(bundle.model, weights_only=True), read_settings(bundle.model)
+    assert settings.items() >= (SAMORA | HEADER | {"decoder": decoder}).items()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and not any(".experts." in key or ".qkv." in key for key in changed)
+
+
+def test_a_training_without_a_model_names_its_classes(data: Path, tmp_path: Path):
+    scans = [{"image": str(path), "label": str(path)} for path in sorted((data / "imagesTr").iterdir())]
+    origin = origin_of(scans[:1], scans[1:], tmp_path / "model.pt")
+    assert origin.model is None and origin.cases.training == (scans[0],) and origin.cases.validation == (scans[1],)
+    with refused("the lists of scans that were given", "--class_names"):
+        resolve_class_names(origin.cases)
+    (tmp_path / "model.pt").touch()
+    with refused("no model settings", error=MissingFileError):
+        origin_of(scans[:1], scans[1:], tmp_path / "model.pt")
+
+
+def test_lists_that_cannot_be_trained_on(data: Path):
+    scans = [{"image": str(path), "label": str(path)} for path in sorted((data / "imagesTr").iterdir())]
+    with refused("have none for training", "label more scans"):
+        given_cases([], scans)
+    with refused("have none for validation", "val_split"):
+        given_cases(scans, [])
+    with refused("is in training and in validation"):
+        given_cases(scans, scans[1:])
+    with refused("expected paths of an image and a label"):
+        given_cases([{"image": scans[0]["image"]}], scans[1:])
+    with refused("does not exist", error=MissingFileError):
+        given_cases([scans[0] | {"label": "absent.nii.gz"}], scans[1:])

@@ -85,6 +85,9 @@ def test_evaluation_is_that_of_one_process(launch: Launch, trained: Trained, tmp
             for key, value in a.items():
                 assert b[key] == value or float(b[key]) == pytest.approx(float(value), abs=1e-6), (name, key)
     assert "".join(f.out for f in finished).count("2 cases; details in") == 1
+    pages = ((tmp_path / part / "report.html").read_text(encoding="utf-8") for part in ("one", "two"))
+    first, second = (re.findall(r'<h3>.*</h3>|src="[^"]+"', page) for page in pages)
+    assert first == second and len(first) == 2 + 2 * 3  # the same two cases on the same slices
 
 
 def test_mistake_of_one_process_ends_both(launch: Launch, trained: Trained, data: Path, tmp_path: Path):
@@ -94,7 +97,7 @@ def test_mistake_of_one_process_ends_both(launch: Launch, trained: Trained, data
     finished = launch(trained.bundle, "evaluating", "multi_gpu_evaluate.yaml", dataset_dir=data, output_dir=tmp_path)
     assert all(f.code != 0 for f in finished)
     assert f"error: cannot read '{scan}'" in "".join(f.err for f in finished)
-    assert not (tmp_path / "metrics.csv").exists()
+    assert not (tmp_path / "metrics.csv").exists() and not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("workflow", ["training", "evaluating"])

@@ -19,6 +19,8 @@ from monai.bundle import ConfigParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from samora_monai.data.phantoms import CLASS_NAMES
+from samora_monai.engine.provenance import file_sha256
+from samora_monai.engine.settings import read_settings
 from samora_monai.networks import build_segmenter
 from tests.bundles.command_line import FAST, ROOT, Bundle, Finished
 from tests.bundles.conftest import Trained
@@ -124,7 +126,12 @@ def test_evaluation_measures_what_inference_writes(trained: Trained, predictions
     """The tables, with nothing but the model given, against a count of voxels in inference's files."""
     finished = trained.bundle("evaluating", dataset_dir=trained.data, output_dir=tmp_path)
     assert (finished.code, finished.complaints) == (0, [])
-    assert sorted(os.listdir(tmp_path)) == ["metrics.csv", "summary.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["metrics.csv", "report.html", "summary.csv"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    settings = read_settings(trained.bundle.model) | {"Checkpoint SHA-256": file_sha256(trained.bundle.model)}
+    for name in ("encoder", "image_size", "modality", "Checkpoint SHA-256"):
+        assert f'<tr><th scope="row">{name}</th><td><code>{settings[name]}</code></td></tr>' in page
+    assert "python -m monai.bundle run evaluating --config_file" in page and page.count("data:image/png") == 2 * 3
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["case"], row["name"]) for row in rows] == [(c, n) for c in VALIDATION for n in CLASS_NAMES[1:]]
@@ -199,7 +206,7 @@ def test_training_and_evaluation_from_within_the_bundle(bundle: Bundle, data: Pa
     overlay = "['configs/train.yaml','configs/evaluate.yaml']"
     evaluating = bundle.command_line("run", "evaluating", "--config_file", overlay, cwd=bundle.root)
     assert (evaluating.code, evaluating.complaints) == (0, [])
-    assert {"metrics.csv", "summary.csv", "last.pt"} < set(os.listdir(bundle.root / "eval"))
+    assert {"metrics.csv", "summary.csv", "report.html", "last.pt"} < set(os.listdir(bundle.root / "eval"))
     assert sorted(os.listdir(bundle.root)) == [
         "LICENSE",
         "configs",

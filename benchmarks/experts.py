@@ -1,0 +1,158 @@
+"""Do the teachers and the experts learn? Losses on held-out scans, with and without what was learned.
+
+    python benchmarks/experts.py DIR [--datalist dataset_4.json --modality MR --folder experts --base sam.pth]
+
+Trains both teachers and the three experts by the real bundles, each in a process of its own, with the `tiny` presets,
+and prints a table each. Without --base, the stand-in base of the demo is made first. What is in the folder already is
+not made again, so that a stopped run goes on.
+
+Teachers: for each slice of the held-out scans the most similar slice of the training scans is looked up (cosine of
+centred features); the error is the distance of their positions, in percent of a scan's length. Chance is 33 %.
+Experts: the loss on the held-out scans before training and after the first and the last epoch, and the last with the
+expert's deltas off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.bundle import ConfigWorkflow, create_workflow
+from torch import Tensor, nn
+
+from samora_monai.data import SliceDataset
+from samora_monai.demo import ENVIRONMENT, copy_bundle, make_base
+from samora_monai.engine.expert_pictures import without_experts
+from samora_monai.networks import LEVELS
+from samora_monai.pretraining import MAETeacher, SimCLRTeacher
+
+TEACHERS: dict[str, dict[str, Any]] = {
+    "image": {"epochs": 12, "batch_size": 64, "learning_rate": 0.001, "warmup": 50, "view_size": 96},
+    "patch": {"epochs": 8, "batch_size": 64, "learning_rate": 0.002, "warmup": 50},
+}
+EXPERT: dict[str, Any] = {"encoder": "tiny", "batch_size": 32, "learning_rate": 0.002, "warmup": 100}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "image": {"teacher_network": "tiny", "epochs": 12},
+    "patch": {"teacher_network": "tiny", "epochs": 5},
+    "pixel": {"decoder_features": 4, "epochs": 4},
+}
+
+
+def run(bundle: Path, workflow: str, config: str, settings: dict[str, Any], log: Path) -> None:
+    """One run of a bundle, unless its log says that it was completed."""
+    if log.exists() and "100.0%" in log.read_text():
+        return
+    words = [sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", str(bundle / "configs" / config)]
+    for key, value in {"bundle_root": bundle, **settings}.items():
+        words += [f"--{key}", str(value)]
+    print("$", *words[1:], flush=True)
+    with open(log, "w") as file:
+        subprocess.run(words, check=True, stdout=file, env=ENVIRONMENT)
+
+
+def open_workflow(bundle: Path, config: str, settings: dict[str, Any]) -> ConfigWorkflow:
+    """The workflow of a run, in this process and with its data, nothing trained."""
+    file = str(bundle / "configs" / config)
+    strings = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    workflow = create_workflow(
+        config_file=file, workflow_type="train", logging_file=False, bundle_root=str(bundle), **strings
+    )
+    workflow.initialize()
+    return workflow
+
+
+@torch.no_grad()
+def position_error(teacher: nn.Module, workflow: ConfigWorkflow) -> float:
+    """Distance, in percent of a scan, from held-out slices to those training slices that the teacher finds nearest."""
+    scans = workflow.parser.get_parsed_content("scans")
+    transform = workflow.parser.get_parsed_content("train::preprocessing")
+
+    def describe(items: tuple[dict[str, str], ...]) -> tuple[Tensor, Tensor]:
+        features, positions = [], []
+        for item in items:
+            slices = SliceDataset([item], transform, image_size=224)
+            images = torch.stack([slices[i]["image"] for i in range(len(slices))])
+            answers = torch.cat([teacher(chunk) for chunk in images.split(16)])
+            features.append(answers if answers.ndim == 2 else answers.mean(1))
+            positions.append(torch.linspace(0, 100, len(slices)))
+        return torch.cat(features), torch.cat(positions)
+
+    teacher.eval()
+    gallery, gallery_positions = describe(scans.training)
+    queries, positions = describe(scans.validation)
+    center = gallery.mean(0)
+    nearest = (F.normalize(queries - center) @ F.normalize(gallery - center).T).argmax(1)
+    return float((gallery_positions[nearest] - positions).abs().mean())
+
+
+def held_out_loss(workflow: ConfigWorkflow) -> float:
+    evaluator = workflow.parser.get_parsed_content("validate::evaluator")
+    evaluator.run()
+    return float(evaluator.state.metrics["val_loss"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("dataset_dir")
+    parser.add_argument("--datalist", default="dataset.json")
+    parser.add_argument("--modality", default="CT")
+    parser.add_argument("--folder", type=Path, default=Path("experts"))
+    parser.add_argument("--base", type=Path, help="a SAM checkpoint of the tiny preset")
+    parser.add_argument("--levels", nargs="+", default=LEVELS, choices=LEVELS)
+    args = parser.parse_args()
+    folder = args.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    base = args.base or folder / "base" / "models" / "model.pt"
+    if not base.exists():
+        base = make_base(folder)
+    data = {"dataset_dir": args.dataset_dir, "datalist": args.datalist, "modality": args.modality}
+    data["cache_dir"] = str(folder / "cache")
+
+    teachers, experts = [], []
+    for level in args.levels:
+        bundle = copy_bundle(f"samora_{level}_expert", folder / level)
+        settings = data | EXPERT | EXPERTS[level] | {"sam_checkpoint": base.absolute()}
+        if level != "pixel":
+            run(
+                bundle,
+                "teacher",
+                "teacher.yaml",
+                data | {"teacher_network": "tiny"} | TEACHERS[level],
+                folder / f"{level}_teacher.log",
+            )
+        run(bundle, "training", "train.yaml", settings, folder / f"{level}.log")
+        losses = [float(x) for x in re.findall(r"^validation loss (\S+)", (folder / f"{level}.log").read_text(), re.M)]
+
+        workflow = open_workflow(bundle, "train.yaml", settings)
+        student = workflow.parser.get_parsed_content("network_def")
+        before = held_out_loss(workflow)
+        state = torch.load(bundle / "eval" / "last.pt", weights_only=True)["model"]["state_dict"]
+        student.load_state_dict(student.state_dict() | state)
+        last = held_out_loss(workflow)
+        with without_experts(workflow.parser.get_parsed_content("segmenter")):
+            off = held_out_loss(workflow)
+        experts.append((level, before, losses[0], last, 100 * (1 - last / losses[0]), off, 100 * (off / last - 1)))
+        if level != "pixel":
+            torch.manual_seed(0)
+            random = SimCLRTeacher("tiny") if level == "image" else MAETeacher("tiny")
+            trained = workflow.parser.get_parsed_content("teacher_def")
+            teachers.append((level, position_error(random, workflow), position_error(trained, workflow)))
+
+    print("\n| teacher | position error, random, % | position error, trained, % |\n|---|---|---|")
+    for name, before, after in teachers:
+        print(f"| {name} | {before:.1f} | {after:.1f} |")
+    print(
+        "\n| expert | first epoch | last epoch | fallen by | last, expert off | higher by |\n|---|---|---|---|---|---|"
+    )
+    for level, before, first, last, fall, off, rise in experts:
+        print(f"| {level} | {before:.4g} | {first:.4g} | {last:.4g} | {fall:.0f} % | {off:.4g} | {rise:.0f} % |")
+
+
+if __name__ == "__main__":
+    main()
