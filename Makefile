@@ -1,6 +1,7 @@
 # make demo   set up and run the main job on synthetic scans
 # make test   set up and pass the tests
 # make check  what CI runs: lint, types, tests
+# make label  a MONAI Label server with the demo's model and scans; PORT=8000 MODEL=BUNDLE STUDIES=FOLDER APP=FOLDER
 #
 # H-SAM's decoder:       make demo DECODER=hierarchical
 # A GPU build of torch:  make demo TORCH=torch==2.13.0
@@ -17,7 +18,7 @@ endif
 # threads that wait for a busy core sleep instead of spinning: several times faster where other programs run too
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow check lint setup
+.PHONY: demo test slow check lint setup label test-label
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -41,3 +42,26 @@ lint: setup
 	$(BIN)/mypy samora_monai
 
 check: lint test
+
+# MONAI Label, in an environment of its own: its requirements are not the package's
+LABEL_VENV ?= .venv-label
+PORT ?= 8000
+MODEL ?= demo/samora
+STUDIES ?=
+APP ?= label/app
+LABEL_PIP := $(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+$(LABEL_VENV)/.installed: label/requirements.txt setup.cfg pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	'error: the server needs Python 3.11 or newer, this is %d.%d; give another: PYTHON=python3.12' % sys.version_info[:2])"
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_PIP) $(TORCH)
+	$(LABEL_PIP) --no-deps --requirement label/requirements.txt
+	$(LABEL_PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+label: $(LABEL_VENV)/.installed
+	$(LABEL_VENV)/bin/python label/start.py --model "$(MODEL)" --studies "$(STUDIES)" --app "$(APP)" --port $(PORT)
+
+test-label: setup $(LABEL_VENV)/.installed
+	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(BIN)/python -m pytest tests/label/server_checks.py

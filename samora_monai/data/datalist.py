@@ -79,7 +79,7 @@ def find_cases(
     source = str(file if header else root)
     if not any(lists.values()):
         raise InputError(f"'{source}' lists no scans; expected {_LAYOUTS}")
-    _check_files(lists, source)
+    check_files(lists, source)
     training = lists["training"]
     if num_labeled is not None:
         training = training[: _check_num_labeled(num_labeled, len(training), source)]
@@ -162,7 +162,12 @@ def _pair(images: Path, labels: Path) -> list[dict[str, str]]:
     return pairs
 
 
-def _check_files(lists: dict[str, list[dict[str, str]]], source: str) -> None:
+def check_files(lists: dict[str, list[dict[str, str]]], source: str) -> None:
+    """Every file of the lists must be there, and no image both in `"training"` and in `"validation"`.
+
+    Raises:
+        MissingFileError, InputError: it is not so; names `source`, where the lists come from.
+    """
     paths = [path for items in lists.values() for item in items for path in item.values()]
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:

@@ -1,10 +1,13 @@
-"""What a training starts from: SAM, SAMed or H-SAM, and the experts. Nothing is random unless it was asked for."""
+"""What a training starts from: SAM, SAMed or H-SAM and the experts, or a trained model.
+
+Nothing is random unless it was asked for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from samora_monai.checkpoints import LoadReport, load_expert, load_hsam, load_sam, load_samed
+from samora_monai.checkpoints import LoadReport, load_expert, load_hsam, load_model, load_sam, load_samed
 from samora_monai.engine.distributed import is_main_process
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
@@ -49,6 +52,7 @@ def load_pretrained(
     samed: str | None = None,
     experts: Mapping[str, str | None] | None = None,
     hsam: str | None = None,
+    model: str | None = None,
 ) -> list[LoadReport]:
     """Loads the base, then what stands on it, and prints what was done.
 
@@ -57,11 +61,14 @@ def load_pretrained(
         samed: a LoRA file of SAMed.
         experts: for each level its expert file.
         hsam: a LoRA file of H-SAM, for the hierarchical decoder.
+        model: a trained model to go on with, which holds everything; then no other file is looked at.
 
     Raises:
         MissingFileError, InputError: a file is missing or does not fit; an expert of a level has no file; a file is
             given for an expert or a decoder that the network does not have.
     """
+    if model is not None:
+        return [_said(load_model(net, model))]
     if hsam is not None and net.decoder != "hierarchical":
         raise InputError(
             f"--hsam_checkpoint {hsam} was given but --decoder is {net.decoder}; add --decoder hierarchical"

@@ -8,7 +8,8 @@ With E_i what expert i adds to the block (its branch minus the base branch), fro
 
 Differs from the research release in:
 - no LayerNorm at the end and no biases: experts that say nothing are fused into nothing, whatever the weights;
-- W_o starts at zero, so fine-tuning starts from the sum-free function of SAM and its highest expert, not from noise;
+- W_o starts at zero, so fine-tuning starts from the sum-free function of SAM and its highest expert, not from noise
+  (``start="random"`` is there to measure the difference);
 - the width of the cross-attentions is an argument, for at full width HL-Attn is as large as half of SAM.
 """
 
@@ -24,13 +25,14 @@ from samora_monai.networks.windows import Windows
 class CrossAttention(nn.Module):
     """CA(target <- source), tokens attending within the windows of the block."""
 
-    def __init__(self, dim: int, num_heads: int, width: int) -> None:
+    def __init__(self, dim: int, num_heads: int, width: int, start: str = "zero") -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Linear(dim, width, bias=False)
         self.kv = nn.Linear(dim, 2 * width, bias=False)
         self.proj = nn.Linear(width, dim, bias=False)
-        nn.init.zeros_(self.proj.weight)
+        if start == "zero":
+            nn.init.zeros_(self.proj.weight)
 
     def forward(self, target: Tensor, source: Tensor, windows: Windows) -> Tensor:
         """target, source: ``[B, h, w, dim]`` -> ``[B, h, w, dim]``."""
@@ -51,16 +53,19 @@ class HLAttn(nn.Module):
         num_heads: heads of the block's attention; the cross-attentions keep their head width.
         order: names of the experts from the lowest to the highest level.
         width: inner width of the cross-attentions; ``None`` is `dim`, as in the paper.
+        start: output projections at first: ``"zero"`` or ``"random"``.
     """
 
-    def __init__(self, dim: int, num_heads: int, order: tuple[str, ...], width: int | None = None) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, order: tuple[str, ...], width: int | None = None, start: str = "zero"
+    ) -> None:
         super().__init__()
         width = width or dim
         heads = max(1, width * num_heads // dim)
         if width % heads:
             raise InputError(f"fusion_width {width} is not a multiple of its {heads} heads; choose dim, dim/2 or dim/4")
         self.order = order
-        self.cross = nn.ModuleDict({name: CrossAttention(dim, heads, width) for name in order[1:]})
+        self.cross = nn.ModuleDict({name: CrossAttention(dim, heads, width, start) for name in order[1:]})
 
     def forward(self, contributions: dict[str, Tensor], windows: Windows) -> Tensor:
         """contributions: one ``[B, h, w, dim]`` for each name of `order` -> ``[B, h, w, dim]``."""

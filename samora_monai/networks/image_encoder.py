@@ -102,6 +102,7 @@ class Block(nn.Module):
         fusion: ``None`` (the experts' deltas are simply added), ``"attention"`` or ``"block"``.
         fusion_order: names of the experts from the lowest to the highest level.
         fusion_width: inner width of HL-Attn, ``None`` for `dim`.
+        fusion_start: output projections of HL-Attn at first, ``"zero"`` or ``"random"``.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Block(nn.Module):
         fusion: str | None = None,
         fusion_order: Sequence[str] = (),
         fusion_width: int | None = None,
+        fusion_start: str = "zero",
     ) -> None:
         super().__init__()
         self.windows = windows
@@ -123,7 +125,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads, windows, experts, rank)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLPBlock(dim, int(dim * mlp_ratio))
-        self.hl_attn = HLAttn(dim, num_heads, tuple(fusion_order), fusion_width) if fusion else None
+        self.hl_attn = HLAttn(dim, num_heads, tuple(fusion_order), fusion_width, fusion_start) if fusion else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, h, w, dim]`` -> ``[B, h, w, dim]``."""
@@ -162,7 +164,7 @@ class ImageEncoder(nn.Module):
         image_size: side S of the square input, a multiple of `patch_size`.
         embed_dim, depth, num_heads, mlp_ratio, window_size, global_attn_indexes: as in SAM.
         patch_size, in_chans, out_chans: 16, 3 and 256 in SAM.
-        experts, rank, fusion, fusion_order, fusion_width: see `Block`.
+        experts, rank, fusion, fusion_order, fusion_width, fusion_start: see `Block`.
         gradient_checkpointing: recompute every block in the backward pass, for large inputs on small devices.
     """
 
@@ -183,6 +185,7 @@ class ImageEncoder(nn.Module):
         fusion: str | None = None,
         fusion_order: Sequence[str] = (),
         fusion_width: int | None = None,
+        fusion_start: str = "zero",
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -208,6 +211,7 @@ class ImageEncoder(nn.Module):
                 fusion,
                 fusion_order,
                 fusion_width,
+                fusion_start,
             )
             for i in range(depth)
         )

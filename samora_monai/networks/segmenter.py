@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.utils import convert_to_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from samora_monai.errors import InputError
 from samora_monai.networks.experts import LEVELS
@@ -25,6 +25,7 @@ from samora_monai.networks.hierarchical_decoder import HierarchicalDecoder
 from samora_monai.networks.image_encoder import ImageEncoder
 from samora_monai.networks.mask_decoder import MaskDecoder
 from samora_monai.networks.prompt_encoder import PromptEncoder
+from samora_monai.networks.strict import StrictlyLoaded
 from samora_monai.networks.trainable import set_trainable
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -45,7 +46,7 @@ def resize_image(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
 
 
-class Segmenter(nn.Module):
+class Segmenter(StrictlyLoaded):
     """SAM's three parts under SAM's names, and the way from an image to class logits.
 
     Args:
@@ -210,6 +211,7 @@ def build_segmenter(
     stage: int = 3,
     embedding_noise: float = 0.2,
     class_balanced_attention: bool = False,
+    fusion_start: str = "zero",
 ) -> Segmenter:
     """Builds SAM, SAMed, SAMora, H-SAM or H-SAMora from one set of parts; weights are random until a file is loaded.
 
@@ -230,6 +232,7 @@ def build_segmenter(
         train: which parameters train, see `set_trainable`.
         stage: hierarchical decoder, evaluation: 3 the mean of both stages' logits, 2 the second's alone.
         embedding_noise, class_balanced_attention: hierarchical decoder, see `HierarchicalDecoder`.
+        fusion_start: HL-Attn's output projections before any training: ``"zero"``, SAM's function, or ``"random"``.
 
     Raises:
         InputError: for a setting that does not exist or does not fit the others.
@@ -273,6 +276,8 @@ def build_segmenter(
         raise InputError(f"fusion {fusion!r} needs experts, e.g. {LEVELS}")
     if fusion_width is not None and fusion_width < 1:
         raise InputError(f"fusion_width is {fusion_width} but must be at least 1, or null for the encoder's width")
+    if fusion_start not in ("zero", "random"):
+        raise InputError(f"unknown fusion_start {fusion_start!r}; choose 'zero' or 'random'")
     dim, hierarchical = encoder.get("out_chans", 256), decoder == "hierarchical"
     net = Segmenter(
         ImageEncoder(
@@ -282,6 +287,7 @@ def build_segmenter(
             fusion=fusion,
             fusion_order=order,
             fusion_width=fusion_width,
+            fusion_start=fusion_start,
             gradient_checkpointing=gradient_checkpointing,
             **encoder,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def test_every_number_has_a_source(name: str):
 def test_combination(data: str, system: str):
     """The network is built as by a training, but without memory."""
     parser = parser_of(TRAIN, recipe(data), recipe(system))
-    parser["classes"] = list(SPLITS[data].class_names)
+    parser["classes"], parser["origin"] = list(SPLITS[data].class_names), SimpleNamespace(model=None)
     with torch.device("meta"):
         net = parser.get_parsed_content("network_def")
     values = {key: parser.get_parsed_content(key) for key in ("encoder", "epochs", "val_interval", "num_classes")}

@@ -13,8 +13,12 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
+from samora_monai.data.datalist import Cases
 from samora_monai.engine import report
-from samora_monai.engine.report import CaseReport, summarize
+from samora_monai.engine.class_summary import MEASURES, summarize
+from samora_monai.engine.provenance import Provenance
+from samora_monai.engine.report import CaseReport
+from samora_monai.engine.shown_cases import telling_slices
 from samora_monai.errors import InputError
 from samora_monai.metrics import ClassMetrics, case_metrics
 
@@ -33,9 +37,15 @@ def item(path, pred_x=1, classes=(1,)):
     return {"image": image, "label": MetaTensor(label, affine=affine), "pred": MetaTensor(pred, affine=affine)}
 
 
+def provenance(folder):
+    weights = folder.parent / "model.pt"
+    weights.write_bytes(b"weights")
+    return Provenance(Cases((), (), (), None, None, "data"), weights, {"encoder": "tiny"}, "cpu")
+
+
 def evaluate(folder, *batches):
     engine: Any = Engine(lambda engine, batch: batch)
-    CaseReport(folder, NAMES).attach(engine)
+    CaseReport(folder, NAMES, provenance(folder)).attach(engine)
     engine.run(batches)
 
 
@@ -61,13 +71,13 @@ def test_files(tmp_path, capsys):
     assert (liver["name"], liver["cases"], float(liver["dice"])) == ("liver", "2", 0.75)
     assert (spleen["cases"], float(spleen["dice"]), float(spleen["samed_dice"])) == ("1", 0.5, 0.25)
     assert (mean["name"], float(mean["dice"])) == ("mean", 0.625)
-    assert sorted(os.listdir(out)) == ["metrics.csv", "summary.csv"]
+    assert sorted(os.listdir(out)) == ["metrics.csv", "report.html", "summary.csv"]
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "b  mean Dice 0.500  (liver 0.500  spleen 0.500)"
     assert printed[1] == "a  mean Dice 1.000  (liver 1.000  spleen nan)"
-    assert printed[2].split() == ["name", "cases", "missed", "false_alarms", *report.MEASURES]
+    assert printed[2].split() == ["name", "cases", "missed", "false_alarms", *MEASURES]
     assert printed[-2].split()[:5] == ["mean", "3", "0", "0", "0.625"]
-    assert printed[-1] == f"2 cases; details in {out / 'metrics.csv'}"
+    assert printed[-1] == f"2 cases; details in {out / 'metrics.csv'} and report.html"
 
 
 def test_failures_are_counted():
@@ -85,10 +95,23 @@ def test_failures_are_counted():
 
 
 def test_cases_of_all_ranks_count_once(tmp_path, monkeypatch):
-    other = {"/d/z.nii.gz": [ClassMetrics(c, 0.2, 3.0, 3.0, 0.2, 3.0) for c in (1, 2)]}
-    monkeypatch.setattr(report, "gather", lambda rows: [rows, {**other, **rows}])
+    """The other rank has measured `z`, and `a` too; it answers the second question with the slices of `z`."""
+    rows = [ClassMetrics(c, 0.2, 3.0, 3.0, 0.2, 3.0) for c in (1, 2)]
+    z = item("/d/z.nii.gz", 2)
+    slices = telling_slices(z["image"], z["label"], z["pred"], rows)
+    asked = []
+
+    def gather(own):
+        asked.append(list(own))
+        other = {"/d/z.nii.gz": rows if len(asked) == 1 else slices}
+        return [own, {**other, **own}]
+
+    monkeypatch.setattr(report, "gather", gather)
     evaluate(tmp_path, [item("/d/a.nii.gz")])
+    assert asked == [["/d/a.nii.gz"], ["/d/a.nii.gz"]]
     assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")] == ["a", "a", "z", "z"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Worst case: <bdi>z</bdi>, mean Dice 0.200" in page and "Best case: <bdi>a</bdi>, mean Dice 1.000" in page
 
 
 def test_same_names_in_different_folders(tmp_path):
@@ -101,6 +124,10 @@ def test_refuses_what_it_cannot_measure(tmp_path):
     broken["pred"] = torch.zeros(3, 8, 8, 8)
     with pytest.raises(InputError, match=r"\[3, 8, 8, 8\] and label \[1, 8, 8, 8\] of '/d/a.nii.gz'"):
         evaluate(tmp_path, [broken])
+    broken = item("/d/a.nii.gz")
+    broken["image"] = MetaTensor(torch.zeros(1, 8, 8, 4), meta={"filename_or_obj": "/d/a.nii.gz"})
+    with pytest.raises(InputError, match=r"image \[1, 8, 8, 4\] and label \[1, 8, 8, 8\] of '/d/a.nii.gz'"):
+        evaluate(tmp_path, [broken])
     broken["label"] = torch.zeros(1, 8, 8, 8)
     with pytest.raises(InputError, match="has no affine"):
         evaluate(tmp_path, [broken])
@@ -110,4 +137,21 @@ def test_refuses_a_process_without_a_case(tmp_path):
     engine: Any = Engine(lambda engine, batch: batch)
     engine.state.epoch_length = 0
     with pytest.raises(InputError, match="fewer cases than processes"):
-        CaseReport(tmp_path, NAMES).attach(engine)
+        CaseReport(tmp_path, NAMES, provenance(tmp_path)).attach(engine)
+
+
+def test_name_that_is_not_utf8(tmp_path, capsys):
+    evaluate(tmp_path, [item("/d/p\udcff.nii.gz")])
+    assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")] == ["p\\udcff"] * 2
+    assert capsys.readouterr().out.startswith("p\\udcff  mean Dice 1.000")
+
+
+def test_failed_page_leaves_the_tables_and_no_half_a_file(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr(report, "report_page", fail)
+    with pytest.raises(RuntimeError, match="no page"):
+        evaluate(tmp_path / "out", [item("/d/a.nii.gz")])
+    assert sorted(os.listdir(tmp_path / "out")) == ["metrics.csv", "summary.csv"]
+    assert "mean" in capsys.readouterr().out

@@ -1,0 +1,96 @@
+"""The script that starts MONAI Label, up to the start."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from samora_monai.data.phantoms import CLASS_NAMES, write_phantoms
+from samora_monai.errors import MissingFileError
+from tests.label.models import write_model
+from tests.label.server import ROOT
+from tests.tiny import refused
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`label/start.py`, with a folder in place of MONAI Label's app."""
+    spec = importlib.util.spec_from_file_location("label_start", ROOT / "label" / "start.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "sample").mkdir()
+    (tmp_path / "sample" / "main.py").touch()
+    monkeypatch.setattr(module, "SAMPLE_APP", tmp_path / "sample")
+    return module
+
+
+def test_placed_bundle_names_the_model_s_organs(start: ModuleType, tmp_path: Path):
+    model = write_model(tmp_path / "trained")
+    (tmp_path / "trained" / "models" / "x.pt").touch()  # a shorter name would be served first
+    placed = start.place(tmp_path / "trained", tmp_path / "app")
+    assert placed == tmp_path / "app" / "model" / "samora_segmentation" and (tmp_path / "app" / "main.py").is_file()
+    assert sorted(path.name for path in (placed / "models").iterdir()) == ["model.json", "model.pt"]
+    assert (placed / "models" / "model.pt").read_bytes() == model.read_bytes()
+    data = json.loads((placed / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert data["outputs"]["pred"]["channel_def"] == {str(value): name for value, name in enumerate(CLASS_NAMES)}
+    assert (data["outputs"]["pred"]["num_channels"], data["inputs"]["image"]["spatial_shape"]) == (6, [64, 64, "*"])
+
+
+def test_no_learned_model_is_lost(start: ModuleType, tmp_path: Path):
+    given, app = tmp_path / "trained", tmp_path / "app"
+    first = write_model(given).read_bytes()
+    placed = start.place(given, app)
+    served = placed / "models" / "model.pt"
+
+    second = write_model(given, seed=1).read_bytes()  # trained anew outside, the server has learned nothing
+    start.place(given, app)
+    assert first != second == served.read_bytes()
+
+    learned = write_model(placed, seed=2).read_bytes()
+    for bundle in (given, placed, given):
+        start.place(bundle, app)
+        assert served.read_bytes() == learned
+
+    write_model(given, seed=3)
+    with refused("was trained since it was put there", f"MODEL={placed}", "APP=FOLDER"):
+        start.place(given, app)
+    assert served.read_bytes() == learned
+
+
+def test_what_is_not_served(start: ModuleType, tmp_path: Path):
+    with refused("no trained model", "'make demo'", "MODEL=FOLDER", error=MissingFileError):
+        start.place(tmp_path / "absent", tmp_path / "app")
+    model = write_model(tmp_path / "trained")
+    state = torch.load(model, weights_only=True)
+    torch.save({key: value for key, value in state.items() if ".experts." in key}, model)
+    with refused("'model.pt' does not fit", "keys missing"):
+        start.place(tmp_path / "trained", tmp_path / "app")
+    model.write_bytes(b"PK")
+    with refused("model.pt' is damaged"):
+        start.place(tmp_path / "trained", tmp_path / "app")
+    assert not (tmp_path / "app").exists()
+    with refused("no folder of scans", "STUDIES=FOLDER", error=MissingFileError):
+        start.find_studies(str(tmp_path / "absent"))
+
+
+def test_studies_of_the_demo(start: ModuleType, tmp_path: Path):
+    data = tmp_path / "data"
+    write_phantoms(data, num_training=2, num_validation=2, shape=(32, 32, 4))
+    studies = start.demo_studies(data, tmp_path / "studies")
+    assert sorted(path.name for path in studies.glob("*.*")) == [f"phantom_00{i}.nii.gz" for i in (1, 2, 3, 4)]
+    assert sorted(path.name for path in (studies / "labels" / "final").iterdir()) == [
+        "phantom_001.nii.gz",
+        "phantom_002.nii.gz",
+    ]
+    (studies / "phantom_001.nii.gz").unlink()
+    shutil.rmtree(data)
+    assert len(list(start.demo_studies(data, studies).glob("*.nii.gz"))) == 3  # left as it is
+    with refused("no scans in", "'make demo'", error=MissingFileError):
+        start.demo_studies(data, tmp_path / "other")
