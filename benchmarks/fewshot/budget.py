@@ -1,0 +1,70 @@
+"""How long everything trains, in steps and batches: the only place with such numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from grid import EPOCHS
+
+from samora_monai.errors import InputError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Steps and batch sizes of a grid.
+
+    Args:
+        steps: of each fine-tuning, a multiple of `EPOCHS`.
+        base_steps: of the stand-in base, batches of 16 at 112 pixels.
+        image_teacher_steps, patch_teacher_steps, expert_steps: of stage 1.
+        batch_size: slices of a step of the fine-tuning.
+        teacher_batch_size, expert_batch_size: slices of a step of stage 1.
+    """
+
+    steps: int
+    base_steps: int
+    image_teacher_steps: int
+    patch_teacher_steps: int
+    expert_steps: int
+    batch_size: int
+    teacher_batch_size: int = 32
+    expert_batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.steps < EPOCHS or self.steps % EPOCHS:
+            raise InputError(
+                f"steps is {self.steps} but must be a multiple of {EPOCHS}; give --steps 1000, for example"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+FULL = Budget(
+    steps=1500,
+    base_steps=3200,
+    image_teacher_steps=1200,
+    patch_teacher_steps=1200,
+    expert_steps=1600,
+    batch_size=12,
+)
+QUICK = Budget(
+    steps=200,
+    base_steps=1200,
+    image_teacher_steps=300,
+    patch_teacher_steps=300,
+    expert_steps=300,
+    batch_size=8,
+)
+
+# learning rates and warm-ups: the bundles' own for SAM's weights, and what suits the small stand-in
+LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
+    False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}},
+    True: {
+        "fine-tuning": {"learning_rate": 0.002, "warmup": 20},
+        "image_teacher": {"learning_rate": 0.001, "warmup": 20, "view_size": 96},
+        "patch_teacher": {"learning_rate": 0.002, "warmup": 20},
+        "expert": {"learning_rate": 0.003, "warmup": 20},
+    },
+}

@@ -1,0 +1,122 @@
+"""One cell: the bundle's own training, and the bundle's own evaluation of the weights at every milestone."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from budget import LEARNING, Budget
+from bundle_process import HERE, bundle_command, copy_bundle, run_process
+from grid import EPOCHS, Cell, all_rows
+from milestones import model_at
+from stage_one import StageOne, file_hash
+
+from samora_monai.networks import LEVELS
+
+BUNDLE = "samora_segmentation"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all cells have in common.
+
+    Args:
+        folder: where logs go, and what is being made.
+        stage_one: base, data and experts.
+        budget: steps and batch.
+    """
+
+    folder: Path
+    stage_one: StageOne
+    budget: Budget
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """What the result of a cell depends on, without names of files."""
+        row = all_rows(self.stage_one.encoder)[cell.row]
+        overlay = {"overlay": row.overlay} if row.overlay else self._learning()
+        data = {"datalist": str(self.stage_one.data["datalist"]), "modality": self.stage_one.data["modality"]}
+        settings = data | self._common() | overlay | row.settings
+        settings |= {"steps": self.budget.steps, "milestones": list(cell.milestones)}
+        settings["base"] = "none" if row.overlay else file_hash(self.stage_one.base)
+        if row.files:
+            settings["experts_from"] = f"{row.files} {self.stage_one.home.name}"
+        return settings
+
+    def run(self, cell: Cell) -> list[dict[str, Any]]:
+        """Trains and scores one cell.
+
+        Returns:
+            for each milestone a row for `Results`.
+
+        Raises:
+            FailedRun: a process ended with an error.
+        """
+        row = all_rows(self.stage_one.encoder)[cell.row]
+        settings = {**self.stage_one.data, **self._common(), **self.stage_one.machine}
+        settings |= {"num_labeled": cell.labeled, "seed": cell.seed}
+        if row.overlay is None:
+            settings |= {"encoder": self.stage_one.encoder, "sam_checkpoint": self.stage_one.base} | self._learning()
+        settings |= row.settings
+        if row.files:
+            files = self.stage_one.experts(row.files, cell.seed)
+            settings |= {f"{level}_expert": files[level] for level in LEVELS if level in settings["experts"]}
+        log = self.folder / "logs" / f"{cell.name}.log"
+        log.unlink(missing_ok=True)  # of a cell that was killed
+        configs = ["train.yaml", HERE / row.overlay] if row.overlay else ["train.yaml"]
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="running_") as folder:
+            bundle, scores, threads = copy_bundle(BUNDLE, Path(folder, "bundle")), Path(folder), self.stage_one.threads
+            settings |= self._schedule() | {"milestones": list(cell.milestones)}
+            command = bundle_command(bundle, "training", [*configs, HERE / "milestones.yaml"], settings)
+            usage = run_process(command, log, threads)
+            evaluation = {**self.stage_one.data, **self.stage_one.machine, "output_dir": scores}
+            evaluation.pop("modality")  # of the model
+            rows: list[dict[str, Any]] = []
+            for epoch in cell.milestones:
+                evaluation["checkpoint"] = model_at(bundle / "models" / "model.pt", epoch)
+                run_process(bundle_command(bundle, "evaluating", [*configs, "evaluate.yaml"], evaluation), log, threads)
+                part = {"fraction": f"{epoch / EPOCHS:g}", "steps": self.budget.steps * epoch // EPOCHS}
+                rows.append(part | read_scores(scores / "summary.csv"))
+        # of the whole training, in the last row
+        rows[-1] |= {
+            "seconds": f"{usage.seconds:.1f}",
+            "cpu_seconds": f"{usage.cpu_seconds:.1f}",
+            "memory_mb": f"{usage.memory_mb:.0f}",
+        }
+        return rows
+
+    def _schedule(self) -> dict[str, Any]:
+        return {
+            "epochs": EPOCHS,
+            "val_interval": EPOCHS,
+            "train::trainer::epoch_length": self.budget.steps // EPOCHS,
+            "lr_scheduler::max_iterations": self.budget.steps,
+        }
+
+    def _common(self) -> dict[str, Any]:
+        return {"batch_size": self.budget.batch_size}
+
+    def _learning(self) -> dict[str, Any]:
+        return LEARNING[self.stage_one.encoder == "tiny"]["fine-tuning"]
+
+
+def read_scores(summary: Path) -> dict[str, str]:
+    """Dice of each class and their mean, and the mean HD95 in voxels, from an evaluation's table."""
+    with open(summary, newline="", encoding="utf-8") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    dice = {f"dice {name}": row["dice"] for name, row in rows.items()}
+    return dice | {"hd95_voxels": rows["mean"]["hd95_voxels"]}
+
+
+def origin(machine: Mapping[str, Any]) -> dict[str, str]:
+    """Where the numbers come from: the columns `device` and `versions`."""
+    gpu = torch.cuda.is_available() and machine.get("device") != "cpu"
+    device = torch.cuda.get_device_name() if gpu else f"CPU, {platform.machine()}"
+    versions = [f"{name} {version(name)}" for name in ("samora_monai", "monai", "torch", "numpy")]
+    return {"device": device, "versions": ", ".join([*versions, f"Python {platform.python_version()}"])}

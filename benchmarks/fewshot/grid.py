@@ -1,0 +1,136 @@
+"""What is compared: the systems, the ablations, and the cells of the grid, each one training.
+
+A row says how it differs from `bundles/samora_segmentation/configs/train.yaml` and nothing else, so that base, steps,
+batch, augmentation and slices are the same in all rows of one grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from samora_monai.errors import InputError
+from samora_monai.networks import LEVELS, PRESETS
+
+REFERENCE = "samora-attention"  # what the ablations are compared with
+FEW = 4  # labelled scans of the ablations and of the convergence
+EPOCHS = 20  # an epoch is a twentieth of the steps, whatever the number of scans
+MILESTONES = (1, 2, 4, 10, 20)  # epochs after which a converging row is scored: 5, 10, 20, 50, 100 %
+CONVERGING = ("samed", REFERENCE)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Args:
+        title: how the table calls it.
+        settings: of `train.yaml`, beside those of all rows.
+        files: which expert files it starts from (`stage_one.VARIANTS`), if any.
+        overlay: a config of this folder that is laid over `train.yaml`.
+    """
+
+    title: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    files: str | None = None
+    overlay: str | None = None
+
+
+def _samora(title: str, files: str = "trained", **settings: Any) -> Row:
+    return Row(title, {"experts": list(LEVELS), "fusion": "attention"} | settings, files)
+
+
+SYSTEMS = {
+    "frozen": Row("frozen base, decoder", {"experts": [], "trainable": "decoder"}),
+    "samed": Row("SAMed", {"experts": ["task"]}),
+    "h-sam": Row("H-SAM", {"experts": ["task"], "decoder": "hierarchical"}),
+    REFERENCE: _samora("SAMora, attention"),
+    "samora-block": _samora("SAMora, block", fusion="block"),
+    "h-samora": _samora("H-SAMora", decoder="hierarchical"),
+    "unet": Row("MONAI U-Net, 2-D", overlay="unet.yaml"),
+}
+
+
+def ablations(encoder: str) -> dict[str, Row]:
+    """What is changed in SAMora; widths are parts of the encoder's."""
+    width = PRESETS[encoder]["embed_dim"]
+    without = {
+        f"without-{level}": _samora(f"without the {level} expert", experts=[name for name in LEVELS if name != level])
+        for level in LEVELS
+    }
+    return without | {
+        "sum": _samora("plain sum, experts frozen", fusion=None, trainable="decoder"),
+        "sum-trained": _samora("plain sum, experts trained too", fusion=None, trainable="adapters"),
+        "random-experts": _samora("random experts of the same norm", "random"),
+        "random-start": _samora("HL-Attn not from zero", fusion_start="random"),
+        "image-first": _samora("fusion order image, patch, pixel", fusion_order=list(LEVELS)),
+        "half-width": _samora("HL-Attn at half the width", fusion_width=width // 2),
+        "quarter-width": _samora("HL-Attn at a quarter of the width", fusion_width=width // 4),
+        "experts-trained": _samora("experts trained with HL-Attn", trainable="adapters+experts"),
+        "raw-targets": _samora("no LayerNorm on the teachers' targets", "raw"),
+        "public-teachers": _samora("teachers not continued", "public"),
+    }
+
+
+def all_rows(encoder: str) -> dict[str, Row]:
+    """Systems first, then ablations."""
+    return SYSTEMS | ablations(encoder)
+
+
+QUICK_ROWS = ("frozen", "samed", "h-sam", REFERENCE, "h-samora", "unet", "random-experts")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a row, a number of labelled scans and a seed.
+
+    Args:
+        system: a key of `SYSTEMS`.
+        ablation: a key of `ablations`, or nothing.
+        labeled: number of labelled scans.
+        seed: of weights, order and augmentation.
+        milestones: epochs after which it is scored; the last one is the whole budget.
+    """
+
+    system: str
+    ablation: str
+    labeled: int
+    seed: int
+    milestones: tuple[int, ...] = (EPOCHS,)
+
+    @property
+    def row(self) -> str:
+        return self.ablation or self.system
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}_{self.labeled}_scans_seed_{self.seed}"
+
+
+def cells(
+    rows: Sequence[str], labeled: Sequence[int], seeds: Sequence[int], encoder: str, few: int = FEW
+) -> Iterator[Cell]:
+    """All cells, seed by seed, so that a grid that was stopped has every row.
+
+    Args:
+        rows: keys of `all_rows`.
+        labeled: numbers of labelled scans of the systems.
+        seeds: one training each.
+        encoder: preset of the base.
+        few: number of labelled scans of the ablations and of the convergence.
+
+    Raises:
+        InputError: there is no such row.
+    """
+    known = all_rows(encoder)
+    if unknown := [name for name in rows if name not in known]:
+        raise InputError(f"unknown row {unknown[0]!r}; choose among {', '.join(known)}")
+    for seed in seeds:
+        for name in rows:
+            if name not in SYSTEMS:
+                yield Cell(REFERENCE, name, few, seed)
+                continue
+            for count in labeled:
+                converging = name in CONVERGING and count == few
+                yield Cell(name, "", count, seed, MILESTONES if converging else (EPOCHS,))
