@@ -26,7 +26,11 @@ SIMCLR_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"width": 16, "depths": (1, 1, 1, 1), "image_size": 96},
 }
 _EXPANSION = 4  # of a bottleneck: channels out per channel inside
-_DEPTHS = {(3, 4, 6, 3): "r50", (3, 4, 23, 3): "r101", (3, 8, 36, 3): "r152"}  # as the public files are called
+_DEPTHS: dict[tuple[int, ...], str] = {
+    (3, 4, 6, 3): "r50",
+    (3, 4, 23, 3): "r101",
+    (3, 8, 36, 3): "r152",
+}  # as the public files are called
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
