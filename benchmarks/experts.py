@@ -60,6 +60,7 @@ def open_workflow(bundle: Path, config: str, settings: dict[str, Any]) -> Config
     """The workflow of a run, in this process and with its data, nothing trained."""
     file = str(bundle / "configs" / config)
     strings = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    strings["validate::handlers"] = []  # they would write files
     workflow = create_workflow(
         config_file=file, workflow_type="train", logging_file=False, bundle_root=str(bundle), **strings
     )
@@ -109,7 +110,7 @@ def main() -> None:
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     base = args.base or folder / "base" / "models" / "model.pt"
-    if not base.exists():
+    if args.base is None and not base.exists():
         base = make_base(folder)
     data = {"dataset_dir": args.dataset_dir, "datalist": args.datalist, "modality": args.modality}
     data["cache_dir"] = str(folder / "cache")
@@ -147,9 +148,8 @@ def main() -> None:
     print("\n| teacher | position error, random, % | position error, trained, % |\n|---|---|---|")
     for name, before, after in teachers:
         print(f"| {name} | {before:.1f} | {after:.1f} |")
-    print(
-        "\n| expert | first epoch | last epoch | fallen by | last, expert off | higher by |\n|---|---|---|---|---|---|"
-    )
+    print("\n| expert | untrained | first epoch | last epoch | fallen by | last, expert off | higher by |")
+    print("|---|---|---|---|---|---|---|")
     for level, before, first, last, fall, off, rise in experts:
         print(f"| {level} | {before:.4g} | {first:.4g} | {last:.4g} | {fall:.0f} % | {off:.4g} | {rise:.0f} % |")
 

@@ -11,13 +11,16 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai.data import load_decathlon_datalist
 
 from samora_monai.data.scans import absolute, case_name, find_scans, relative_case
 from samora_monai.data.transforms import check_known_modality
 from samora_monai.errors import InputError, MissingFileError
+
+if TYPE_CHECKING:
+    from samora_monai.data.unlabeled import UnlabeledScans
 
 DEFAULT_DATALIST = "dataset.json"
 _LISTS = {"training": ("training",), "validation": ("validation", "val"), "unlabeled": ("unlabeled",)}
@@ -93,7 +96,7 @@ def find_cases(
     )
 
 
-def check_modality(cases: Cases, modality: str) -> None:
+def check_modality(cases: Cases | UnlabeledScans, modality: str) -> None:
     """Raise an `InputError` if the datalist states another modality than the setting `modality`."""
     check_known_modality(modality)
     if cases.modality not in (None, modality):

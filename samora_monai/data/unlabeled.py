@@ -37,7 +37,10 @@ SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes
 LOOKED_FOR = f"files ({', '.join(SUFFIXES)}) or folders with a DICOM series"
 
 _LISTS = ("training", "validation", "val", "unlabeled")
-_LABEL_FOLDER = re.compile(r"labels.*|label|masks?|seg|segmentations?", re.IGNORECASE)
+HELD_OUT = "imagesVal"  # a folder of this name, as the segmentation bundle's data has it
+_LABEL_FOLDER = re.compile(
+    r"labels.*|label|masks?|seg|segmentations?|gt|ground[ _-]?truth|ground|annotations?", re.IGNORECASE
+)
 _LABEL_WORD = re.compile(r"(?:^|[^a-z])(?:labels?|masks?|seg|segmentations?|gt)(?:[^a-z]|$)", re.IGNORECASE)
 
 
@@ -51,6 +54,7 @@ class UnlabeledScans:
         source: the roots.
         passed_over: folders that were not searched, for their names say that they hold labels.
         label_files: files beside scans that were not taken, for their names say that they are labels (KiTS, LiTS).
+        modality: what the datalists state, `"CT"` or `"MR"`; `None` if they state nothing, or both.
     """
 
     training: tuple[dict[str, str], ...]
@@ -58,6 +62,7 @@ class UnlabeledScans:
     source: str
     passed_over: tuple[str, ...] = ()
     label_files: tuple[str, ...] = ()
+    modality: str | None = None
 
     def counts(self) -> dict[str, int]:
         """How many scans there are in each format that occurs, both parts together."""
@@ -78,8 +83,9 @@ def find_unlabeled(
     - a file;
     - a folder with a datalist: its `unlabeled` and `training` images train, its `validation` images are held out;
     - any other folder, also with a `dataset.json` that lists nothing (nnU-Net's): its whole tree is searched, hidden
-      files and folders, label folders (`labels...`, `label`, `mask(s)`, `seg`, `segmentation(s)`) and label files (one
-      of these words or `gt` in the name) excepted. `validation_fraction` of what is found is held out.
+      files and folders, label folders (`labels...`, `masks`, `seg`, `gt`, `ground truth`, ...) and label files (such a
+      word in the name) excepted. A folder in it that has a `dataset.json` is read by that, and what is in a folder
+      `imagesVal` is held out; of the rest `validation_fraction`, as of a datalist without `validation`.
 
     A file that is reached twice, also through a link, counts once; one that any datalist holds out is never trained on.
 
@@ -117,6 +123,7 @@ def find_unlabeled(
         source=", ".join(str(path) for path in sorted(paths)),
         passed_over=tuple(sorted(found.label_folders)),
         label_files=tuple(sorted(found.label_files)),
+        modality=next(iter(found.modalities)) if len(found.modalities) == 1 else None,
     )
 
 
@@ -143,6 +150,7 @@ class _Found:
     held_out: set[str] = field(default_factory=set)
     label_folders: set[str] = field(default_factory=set)
     label_files: set[str] = field(default_factory=set)
+    modalities: set[str] = field(default_factory=set)  # that datalists state
 
     def add_root(self, root: Path, datalist: str | os.PathLike) -> None:
         if not root.exists():
@@ -151,21 +159,32 @@ class _Found:
             _add(self.free, root)
         elif _is_listed(root, datalist):
             cases = find_cases(root, datalist)
-            images = [case["image"] for case in cases.unlabeled + cases.training + cases.validation]
-            for image in images:
-                _add(self.listed, image)
+            # a list without held-out scans leaves the choice to `validation_fraction`
+            into = self.listed if cases.validation else self.free
+            for case in cases.unlabeled + cases.training + cases.validation:
+                _add(into, case["image"])
             self.held_out.update(os.path.realpath(case["image"]) for case in cases.validation)
+            if cases.modality is not None:
+                self.modalities.add(cases.modality)
         else:
-            scans = list(walk(root, SUFFIXES, self._is_no_label))
-            if not scans:
+            before = len(self.listed)
+            scans = list(walk(root, SUFFIXES, self._is_wanted))
+            if not scans and len(self.listed) == before:
                 labels = [path for path in self.label_folders | self.label_files if Path(path).is_relative_to(root)]
                 only = f"; {len(labels)} files or folders are named as labels" if labels else ""
                 raise InputError(f"nothing to learn from in '{root}'; looked for {LOOKED_FOR} in its tree{only}")
             for scan in scans:
-                _add(self.free, scan)
+                held_out = HELD_OUT in Path(scan).relative_to(root).parts[:-1]
+                _add(self.listed if held_out else self.free, scan)
+                if held_out:
+                    self.held_out.add(os.path.realpath(scan))
 
-    def _is_no_label(self, path: Path) -> bool:
+    def _is_wanted(self, path: Path) -> bool:
+        """Whether the walk goes on to `path`; a data set with a datalist of its own is read by that."""
         if path.is_dir():
+            if (path / DEFAULT_DATALIST).is_file() and _is_listed(path, DEFAULT_DATALIST):
+                self.add_root(path, DEFAULT_DATALIST)
+                return False
             if _LABEL_FOLDER.fullmatch(path.name):
                 self.label_folders.add(str(path))
                 return False

@@ -7,7 +7,9 @@ reproduced here step by step.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
+from monai.optimizers import WarmupCosineSchedule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -57,3 +59,29 @@ class WarmupPolyLR(LambdaLR):
         super().__init__(
             optimizer, partial(warmup_poly, warmup=warmup, max_iterations=max_iterations, exponent=exponent)
         )
+
+
+class WarmupCosineLR(WarmupCosineSchedule):
+    """MONAI's linear warm-up and cosine decay, to be stepped after every iteration.
+
+    Differs from it in: a saved state holds how far the training is, not how long it was to be, so that a run which is
+    resumed for more epochs goes on along its own cosine instead of rising again behind the end of the old one.
+
+    Args:
+        optimizer: its `lr` is the highest rate.
+        warmup: length of the warm-up in iterations, from a hundredth of the rate.
+        max_iterations: epochs times iterations per epoch.
+
+    Raises:
+        ValueError: if `warmup` is negative or `max_iterations` is not positive.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: int, max_iterations: int) -> None:
+        if warmup < 0 or max_iterations < 1:
+            raise ValueError(f"warmup must be >= 0 and max_iterations >= 1, got {warmup} and {max_iterations}")
+        super().__init__(optimizer, warmup, max_iterations, warmup_multiplier=0.01)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps taken (and what `LambdaLR` asks for)."""
+        kept = ("last_epoch", "_step_count", "lr_lambdas")
+        return {key: value for key, value in super().state_dict().items() if key in kept}

@@ -17,6 +17,7 @@ from monai.losses import DiceLoss
 from monai.networks.blocks import UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
+from samora_monai.errors import InputError
 from samora_monai.networks import Segmenter
 
 
@@ -94,10 +95,15 @@ class DenoisingLoss(nn.Module):
 
     Args:
         dice_weight: w; 0 is the mean squared error alone.
+
+    Raises:
+        InputError: w is not in [0, 1].
     """
 
     def __init__(self, dice_weight: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= dice_weight <= 1:
+            raise InputError(f"dice_weight must be from 0 to 1, got {dice_weight}")
         self.dice_weight = dice_weight
         self.dice = DiceLoss(squared_pred=True)
 

@@ -171,3 +171,29 @@ def test_refused(tmp_path):
     for wrong in (1, -0.1, "0.1", True, None):
         with refused("validation_fraction must be at least 0 and below 1", f"got {wrong!r}"):
             find_unlabeled(tmp_path, validation_fraction=wrong)
+
+
+def test_a_folder_of_validation_images_is_held_out_without_a_datalist(tmp_path):
+    """The segmentation bundle's layout: what it validates on must not be trained on here."""
+    touch(tmp_path, "imagesTr/a.nii.gz", "imagesTr/b.nii.gz", "imagesVal/c.nii.gz", "labelsVal/c.nii.gz")
+    scans = find_unlabeled(tmp_path, validation_fraction=0)
+    assert names(scans.validation, tmp_path) == ["imagesVal/c.nii.gz"]
+    assert names(scans.training, tmp_path) == ["imagesTr/a.nii.gz", "imagesTr/b.nii.gz"]
+
+
+def test_a_data_set_below_the_root_keeps_its_own_held_out_scans(tmp_path):
+    touch(tmp_path, "inner/a.nii.gz", "inner/b.nii.gz", "free.nii.gz")
+    lists = {"unlabeled": [{"image": "a.nii.gz"}], "validation": [{"image": "b.nii.gz", "label": "b.nii.gz"}]}
+    (tmp_path / "inner" / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}} | lists))
+    scans = find_unlabeled(tmp_path, validation_fraction=0)
+    assert names(scans.validation, tmp_path) == ["inner/b.nii.gz"]
+    assert names(scans.training, tmp_path) == ["free.nii.gz", "inner/a.nii.gz"]
+    assert scans.modality == "MR"
+
+
+def test_of_a_datalist_without_held_out_scans_a_part_is_held_out(tmp_path):
+    files = [f"{i}.nii.gz" for i in range(4)]
+    touch(tmp_path, *files)
+    (tmp_path / "dataset.json").write_text(json.dumps({"unlabeled": [{"image": file} for file in files]}))
+    scans = find_unlabeled(tmp_path, validation_fraction=0.25)
+    assert (len(scans.training), len(scans.validation)) == (3, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from samora_monai.engine.schedule import WarmupPolyLR
+from samora_monai.engine.schedule import WarmupCosineLR, WarmupPolyLR
 
 LR = np.load(Path(__file__).parents[1] / "goldens" / "lr.npz")
 
@@ -58,3 +58,28 @@ def test_refuses_impossible_lengths(warmup, max_iterations):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     with pytest.raises(ValueError, match="max_iterations"):
         WarmupPolyLR(optimizer, warmup, max_iterations)
+
+
+def test_a_longer_run_resumes_on_its_own_cosine():
+    """MONAI's schedule restores the old length too, and its cosine rises again behind it."""
+
+    def build(length):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        return optimizer, WarmupCosineLR(optimizer, 2, length)
+
+    def rates(optimizer, scheduler, steps):
+        used = []
+        for _ in range(steps):
+            used.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return used
+
+    straight = rates(*build(20), 20)
+    assert straight[0] == pytest.approx(0.001) and max(straight) == straight[2] == pytest.approx(0.1)
+    first, scheduler = build(10)
+    rates(first, scheduler, 10)
+    second, longer = build(20)
+    second.load_state_dict(first.state_dict())
+    longer.load_state_dict(scheduler.state_dict())
+    np.testing.assert_allclose(rates(second, longer, 10)[1:], straight[11:], rtol=1e-9)  # the first is the saved one
