@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from samora_monai.checkpoints import LoadReport, load_expert
 from samora_monai.data.scans import absolute
+from samora_monai.data.slices import CONTENT_ABOVE
 from samora_monai.data.unlabeled import SUFFIXES, find_unlabeled
 from samora_monai.engine.weights import load_base
 from samora_monai.errors import InputError, MissingFileError
@@ -34,7 +35,7 @@ from samora_monai.networks.segmenter import resize_image
 
 HOW_TO_TRAIN = "train it with 'python -m monai.bundle run training --config_file configs/train.yaml --dataset_dir DIR'"
 QUARTILES = (0.25, 0.5, 0.75)  # where in a case's content its three slices lie
-BRIGHT, MIN_CONTENT = 0.1, 0.05  # a slice has content if this part of it is brighter than that; as in training
+MIN_CONTENT = 0.05  # a slice with less of it above `CONTENT_ABOVE` tells nothing; the default of training
 
 
 def find_cases_to_show(dataset_dir: str | os.PathLike[str]) -> list[dict[str, str]]:
@@ -68,7 +69,7 @@ def telling_slices(volume: Tensor) -> list[int]:
         volume: ``[1, X, Y, Z]`` in [0, 1].
     """
     plain = convert_to_tensor(volume, track_meta=False)
-    content = (plain[0] > BRIGHT).sum((0, 1)) >= MIN_CONTENT * plain[0, ..., 0].numel()  # [Z]
+    content = (plain[0] > CONTENT_ABOVE).sum((0, 1)) >= MIN_CONTENT * plain[0, ..., 0].numel()  # [Z]
     slices = content.nonzero().flatten().tolist() or list(range(plain.shape[-1]))
     return sorted({slices[round(q * (len(slices) - 1))] for q in QUARTILES})
 

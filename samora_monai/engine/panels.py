@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from samora_monai.errors import InputError
+from samora_monai.replacing import replacing
 
 DPI = 120
 # in pixels, so that equal slices look equal wherever they stand
@@ -68,17 +67,11 @@ def save_panels(path: str | os.PathLike[str], rows: Sequence[Sequence[Panel]], t
             bottom = (len(rows) - 1 - r) * place_height + GAP + picture_height - height  # titles stand in one line
             box = (left / total[0], bottom / total[1], width / total[0], height / total[1])
             _draw(figure.add_axes(box), panel)
-    path = Path(path)
-    unfinished = path.with_name(f".{os.getpid()}_{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(unfinished, format="png", dpi=DPI)
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            figure.savefig(unfinished, format="png", dpi=DPI)
     except OSError as error:
         raise InputError(f"cannot write '{path}': {error.strerror or error}; choose another --output_dir") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def _size(panel: Panel) -> tuple[int, int]:
