@@ -107,7 +107,9 @@ def test_teaching_goes_on_from_a_teacher(
 @pytest.mark.parametrize("level", LEVELS)
 def test_training_leaves_an_expert_and_its_settings(experts: Experts, sam: Path, level: str):
     trained = experts[level]
-    written = {"expert.json", "expert.pt", "expert_last.pt", "decoder.pt" if level == "pixel" else "teacher.pt"}
+    written = {"expert.json", "expert.pt", "expert_last.json", "expert_last.pt"} | {
+        "decoder.pt" if level == "pixel" else "teacher.pt"
+    }
     assert set(os.listdir(trained.expert.parent)) == written
     defaults = ConfigParser.load_config_file(trained.bundle.configs("train.yaml")[0])
     settings = json.loads(trained.expert.with_suffix(".json").read_text())

@@ -75,7 +75,7 @@ def test_two_processes_learn_what_one_does(
     assert train == pytest.approx(single[0], rel=0.02)
     assert held_out == pytest.approx(single[1], rel=1e-3)  # four digits are printed
     assert single[1][1] < single[1][0]
-    assert sorted(os.listdir(two.root / "models")) == ["expert.json", "expert.pt", "expert_last.pt"]
+    assert sorted(os.listdir(two.root / "models")) == ["expert.json", "expert.pt", "expert_last.json", "expert_last.pt"]
     difference = (learned(two) - learned(one)).norm() / learned(one).norm()
     assert difference < 0.02, difference
 
@@ -89,7 +89,13 @@ def test_pixel_expert_of_two_processes(
     single = told([one("training", **settings | {"batch_size": 16})])
     both = told(launch(two, "training", OVERLAY, **settings))
     assert both[1][0] == pytest.approx(single[1][0], rel=0.1)
-    assert sorted(os.listdir(two.root / "models")) == ["decoder.pt", "expert.json", "expert.pt", "expert_last.pt"]
+    assert sorted(os.listdir(two.root / "models")) == [
+        "decoder.pt",
+        "expert.json",
+        "expert.pt",
+        "expert_last.json",
+        "expert_last.pt",
+    ]
     iteration = torch.load(two.root / "eval" / "last.pt", weights_only=True)["trainer"]["iteration"]
     assert iteration == 2  # eight slices in each process, in one batch, twice
 
