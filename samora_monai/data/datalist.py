@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def find_cases(
     file = root / Path(datalist).expanduser()
     if file.is_file():
         header = _read_json(file)
-        listed = any(key in header for keys in _LISTS.values() for key in keys)
+        listed = has_lists(header)
         lists = {name: _read_list(file, root, header, name) for name in _LISTS} if listed else _read_folders(root)
     elif str(datalist) != DEFAULT_DATALIST:
         raise MissingFileError(f"datalist '{file}' does not exist; give its name in '{root}' or an absolute path")
@@ -94,6 +95,26 @@ def find_cases(
         modality=_modality(header),
         source=source,
     )
+
+
+def has_lists(header: Mapping[str, Any]) -> bool:
+    """Whether a `dataset.json` lists cases; nnU-Net's only names classes and modality."""
+    return any(key in header for keys in _LISTS.values() for key in keys)
+
+
+def write_datalist(
+    root: Path, name: str, description: str, class_names: Sequence[str], lists: Mapping[str, list[dict[str, str]]]
+) -> Path:
+    """Write the datalist of CT scans in `root`, with paths relative to it, and return its path."""
+    header = {
+        "name": name,
+        "description": description,
+        "modality": {"0": "CT"},
+        "labels": {str(value): class_name for value, class_name in enumerate(class_names)},
+    }
+    file = root / DEFAULT_DATALIST
+    file.write_text(json.dumps(header | dict(lists), indent=1) + "\n", encoding="utf-8")
+    return file
 
 
 def check_modality(cases: Cases | UnlabeledScans, modality: str) -> None:

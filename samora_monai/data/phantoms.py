@@ -10,7 +10,6 @@ third one is oblique, so that code which ignores the affine fails on them. Not a
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy import ndimage
 
+from samora_monai.data.datalist import write_datalist
 from samora_monai.data.label_files import check_output_dir
 from samora_monai.errors import InputError
 
@@ -74,15 +74,9 @@ def write_phantoms(
                 (root / subfolder).mkdir(exist_ok=True)
                 nib.save(nifti, root / entry[key])
             lists[name].append(entry)
-    header = {
-        "name": "abdominal phantoms",
-        "description": "synthetic, made by samora_monai.data.phantoms",
-        "modality": {"0": "CT"},
-        "labels": {str(value): name for value, name in enumerate(CLASS_NAMES)},
-    }
-    datalist = root / "dataset.json"
-    datalist.write_text(json.dumps(header | lists, indent=1) + "\n", encoding="utf-8")
-    return datalist
+    return write_datalist(
+        root, "abdominal phantoms", "synthetic, made by samora_monai.data.phantoms", CLASS_NAMES, lists
+    )
 
 
 def make_phantom(

@@ -11,7 +11,6 @@ it is anatomy.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from samora_monai.data.datalist import write_datalist
 from samora_monai.data.label_files import check_output_dir
 from samora_monai.errors import InputError
 
@@ -65,15 +65,7 @@ def write_shapes(
             nifti.header.set_xyzt_units("mm")
             nib.save(nifti, root / entry[part])
         lists["training" if end == "Tr" else "validation"].append(entry)
-    header = {
-        "name": "textured shapes",
-        "description": "synthetic, made by samora_monai.data.shapes",
-        "modality": {"0": "CT"},
-        "labels": {str(value): name for value, name in enumerate(CLASS_NAMES)},
-    }
-    datalist = root / "dataset.json"
-    datalist.write_text(json.dumps(header | lists, indent=1) + "\n", encoding="utf-8")
-    return datalist
+    return write_datalist(root, "textured shapes", "synthetic, made by samora_monai.data.shapes", CLASS_NAMES, lists)
 
 
 def make_slice(seed: int | tuple[int, ...], side: int = 128) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from samora_monai import __version__
 from samora_monai.data.scans import absolute
 from samora_monai.data.transforms import one_line
 from samora_monai.errors import InputError, MissingFileError
+from samora_monai.replacing import replacing
 
 
 class CacheError(InputError):
@@ -164,12 +164,5 @@ def _map(file: Path) -> np.ndarray:
 
 
 def _write(file: Path, array: np.ndarray) -> None:
-    """Under a hidden name of its own first: another process may be writing the same slices."""
-    handle, unfinished = tempfile.mkstemp(prefix=".", suffix=".npy", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, array)
-        os.chmod(unfinished, 0o644)  # mkstemp's files are private; a cache is shared
-        os.replace(unfinished, file)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
+    with replacing(file) as unfinished, open(unfinished, "wb") as stream:
+        np.save(stream, array)

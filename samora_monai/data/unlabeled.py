@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samora_monai.data.datalist import DEFAULT_DATALIST, find_cases
+from samora_monai.data.datalist import DEFAULT_DATALIST, find_cases, has_lists
 from samora_monai.data.scans import absolute, walk
 from samora_monai.errors import InputError, MissingFileError
 
@@ -36,7 +36,6 @@ FORMATS = (*_FORMATS, DICOM)
 SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
 LOOKED_FOR = f"files ({', '.join(SUFFIXES)}) or folders with a DICOM series"
 
-_LISTS = ("training", "validation", "val", "unlabeled")
 HELD_OUT = "imagesVal"  # a folder of this name, as the segmentation bundle's data has it
 _LABEL_FOLDER = re.compile(
     r"labels.*|label|masks?|seg|segmentations?|gt|ground[ _-]?truth|ground|annotations?", re.IGNORECASE
@@ -208,7 +207,7 @@ def _is_listed(root: Path, datalist: str | os.PathLike) -> bool:
         header = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return True  # find_cases says what is wrong with it
-    return not isinstance(header, dict) or any(key in header for key in _LISTS)
+    return not isinstance(header, dict) or has_lists(header)
 
 
 def _items(paths) -> tuple[dict[str, str], ...]:
