@@ -122,7 +122,7 @@ class StageOne:
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "settings.json").write_text(json.dumps(self.settings(), indent=1) + "\n")
         config = "teacher.yaml" if workflow == "teacher" else "train.yaml"
-        length = {"epochs": 1, "train::trainer::epoch_length": steps, "lr_scheduler::t_total": steps}
+        length = {"epochs": 1, "train::trainer::epoch_length": steps, "lr_scheduler::max_iterations": steps}
         with tempfile.TemporaryDirectory(dir=self.home, prefix="running_") as folder:
             bundle = copy_bundle(f"samora_{level}_expert", Path(folder, "bundle"))
             command = bundle_command(bundle, workflow, [config], {**self.data, **settings, **length, **self.machine})
