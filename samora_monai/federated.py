@@ -1,0 +1,209 @@
+"""Federated fine-tuning: sites train one adapter on scans that stay where they are, and exchange that adapter alone.
+
+A site is MONAI's `MonaiAlgo` on the segmentation bundle; the sites' adapters are averaged as FedAvg does
+(https://arxiv.org/abs/1602.05629). Differs from `MonaiAlgo` in: what trains travels, not the whole network, and nothing
+else is taken; the bundle knows its folder and all its rounds before it is built, so that the learning rate falls over
+the whole federation and `resume` works; it is built once, not four times, and one network trains and is evaluated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems, FlStatistics, WeightType
+from monai.fl.utils.exchange_object import ExchangeObject
+from monai.fl.utils.filters import Filter
+from torch import Tensor
+
+from samora_monai.checkpoints.files import sha256_of
+from samora_monai.checkpoints.sam import base_keys
+from samora_monai.errors import InputError
+from samora_monai.networks import Segmenter
+
+FROZEN = "frozen_sha256"  # beside the weights, so that any server that averages hands it on
+
+
+def adapter_names(net: Segmenter) -> list[str]:
+    """The parameters that travel: those that train.
+
+    Raises:
+        InputError: SAM's encoder is among them.
+    """
+    names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+    if base := [name for name in base_keys(net) if name in set(names) and name.startswith("image_encoder.")]:
+        raise InputError(
+            f"{len(base)} parameters of SAM's encoder train ({base[0]}, ...), but a federation exchanges adapters; "
+            "choose 'adapters', 'adapters+experts' or 'decoder' as trainable"
+        )
+    return names
+
+
+def fingerprint(state: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """SHA-256 of all of `state` but `names`, as 32 numbers from 0 to 255: the mean of equal ones is the same again."""
+    travelling = set(names)
+    digest = sha256_of({key: value for key, value in state.items() if key not in travelling})
+    return torch.tensor(list(bytes.fromhex(digest)), dtype=torch.float32)
+
+
+class AdapterOnly(Filter):
+    """What leaves a site: of a network's whole state its adapter, copied, and the fingerprint of what stays.
+
+    Args:
+        net: the network; its `requires_grad` must be set for good.
+    """
+
+    def __init__(self, net: Segmenter) -> None:
+        self.names = adapter_names(net)
+
+    def __call__(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
+        """
+        Raises:
+            InputError: the state is of another network (a `model.pt` of other settings).
+        """
+        state = data.weights or {}
+        if missing := [name for name in self.names if name not in state]:
+            raise InputError(f"the model to be sent has no {missing[0]}; it was trained with other settings, remove it")
+        adapter = {name: state[name].detach().cpu().clone() for name in self.names}  # training goes on in the original
+        data.weights = adapter | {FROZEN: fingerprint(state, self.names)}
+        return data
+
+
+class SameAdapter(Filter):
+    """What a site takes: exactly the adapter that it would send, on exactly its own frozen weights.
+
+    Args:
+        net: the network; its `requires_grad` must be set for good.
+    """
+
+    def __init__(self, net: Segmenter) -> None:
+        state = net.state_dict()
+        names = adapter_names(net)
+        self.fingerprint = fingerprint(state, names)
+        self.shapes = {name: tuple(state[name].shape) for name in names} | {FROZEN: (32,)}
+
+    def __call__(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
+        """
+        Args:
+            data: its `weights` are tensors or NumPy arrays by name; it stays as it is.
+
+        Raises:
+            InputError: a weight is missing, not expected or of another shape; differences instead of weights; the
+                sites' frozen weights are not the same.
+        """
+        if data.weight_type == WeightType.WEIGHT_DIFF:
+            raise InputError("received differences of weights, expected the weights; let the server send the model")
+        got = data.weights or {}
+        missing = [name for name in self.shapes if name not in got]
+        unexpected = [name for name in got if name not in self.shapes]
+        for what, names in (("lacks", missing), ("has too", unexpected)):
+            if names:
+                raise InputError(
+                    f"the received model {what} {len(names)} weights ({', '.join(names[:3])}, ...), expected the "
+                    f"{len(self.shapes)} that this site sends; give all sites the same settings"
+                )
+        for name, shape in self.shapes.items():
+            if tuple(got[name].shape) != shape:
+                raise InputError(
+                    f"the received {name} is {list(got[name].shape)}, expected {list(shape)}; give all sites the same "
+                    "settings"
+                )
+        weights = {name: torch.as_tensor(value) for name, value in got.items()}
+        # a mean of whole numbers in float32: off by far less than 0.01 if they were equal
+        if not torch.allclose(weights.pop(FROZEN).cpu().float(), self.fingerprint, rtol=0.0, atol=0.01):
+            raise InputError(
+                "the received model stands on other frozen weights than this site's, or the sites' differ; give all "
+                "sites the same SAM checkpoint, the same expert files and the same seed"
+            )
+        return ExchangeObject(weights, weight_type=WeightType.WEIGHTS, statistics=data.statistics)
+
+
+class AdapterAlgo(MonaiAlgo):
+    """One site. The network that it evaluates best is in the bundle's `models/model.pt`, as after any training.
+
+    Args:
+        bundle_root: folder of the site's own copy of the bundle.
+        rounds: how often the sites exchange their adapters; the learning rate falls over all rounds.
+        local_epochs: epochs on this site's scans in a round.
+        settings: the settings of `configs/train.yaml`, as on the command line; `dataset_dir` among them.
+    """
+
+    def __init__(self, bundle_root: str, rounds: int, local_epochs: int = 1, **settings: Any) -> None:
+        super().__init__(
+            bundle_root,
+            local_epochs,
+            send_weight_diff=False,  # as many bytes, and a site can hand out the model that all start from
+            config_train_filename=None,
+            config_evaluate_filename=None,
+        )
+        self.epochs = rounds * local_epochs
+        self.settings = settings
+
+    def initialize(self, extra: dict | None = None) -> None:
+        """Build the bundle's training.
+
+        Args:
+            extra: of `ExtraItems` the client's name, and the folder that `bundle_root` is relative to.
+
+        Raises:
+            InputError: a setting that no config knows; behind a RuntimeError of MONAI, whatever stops a training.
+        """
+        extra = extra or {}
+        self.client_name = extra.get(ExtraItems.CLIENT_NAME, "noname")
+        self.bundle_root = os.path.join(extra.get(ExtraItems.APP_ROOT, ""), self.bundle_root)
+        file = os.path.join(self.bundle_root, "configs", "train.yaml")
+        config = ConfigParser(ConfigParser.load_config_file(file))
+        if unknown := [name for name in self.settings if name not in config]:
+            raise InputError(f"unknown setting {unknown[0]!r}; expected those on top of {file}")
+        workflow = ConfigWorkflow(
+            file,
+            logging_file=False,
+            workflow_type="train",
+            bundle_root=self.bundle_root,
+            epochs=self.epochs,
+            **self.settings,
+        )
+        for handler in workflow.parser["train"]["handlers"]:
+            if handler["_target_"].endswith(".EpochValidation"):  # `evaluate` validates, the exchanged model only
+                handler["_disabled_"] = True
+        workflow.initialize()
+        self.train_workflow = workflow  # type: ignore[assignment]
+        self.trainer, self.evaluator = workflow.trainer, workflow.evaluator
+        self.pre_filters = [SameAdapter(workflow.network_def)]  # type: ignore[assignment]
+        self.post_weight_filters = [AdapterOnly(workflow.network_def)]  # type: ignore[assignment]
+
+    def train(self, data: ExchangeObject, extra: dict | None = None) -> None:
+        """Train a round on top of the model `data`.
+
+        Raises:
+            InputError: all rounds are over; `data` is refused, or anything that stops a training.
+        """
+        assert self.trainer is not None, "initialize() comes first"
+        if self.trainer.state.epoch >= self.epochs:  # the learning rate has come to its end, it would be 0
+            raise InputError(
+                f"this site has trained all its {self.epochs // self.local_epochs} rounds; "
+                "start it with more rounds, and with resume to go on"
+            )
+        super().train(data, extra)
+
+
+def average(updates: Sequence[ExchangeObject]) -> ExchangeObject:
+    """FedAvg: the mean of the sites' adapters, each in proportion to the steps that it trained in this round.
+
+    Raises:
+        InputError: the adapters are not of the same weights.
+    """
+    steps = [float((update.statistics or {})[FlStatistics.NUM_EXECUTED_ITERATIONS]) for update in updates]
+    adapters = [update.weights or {} for update in updates]
+    for adapter in adapters:
+        if different := adapter.keys() ^ adapters[0].keys():
+            raise InputError(f"not every site sent {min(different)}; give all sites the same settings")
+    weights = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in adapters[0].items()}
+    for adapter, n in zip(adapters, steps, strict=True):
+        for name, value in adapter.items():
+            weights[name] += n / sum(steps) * value
+    return ExchangeObject({name: value.float() for name, value in weights.items()}, weight_type=WeightType.WEIGHTS)
