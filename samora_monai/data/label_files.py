@@ -15,10 +15,13 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys
+from nibabel.arrayproxy import ArrayProxy
 
 from samora_monai.data.scans import absolute, relative_case
 from samora_monai.errors import InputError
 from samora_monai.replacing import replacing
+
+ORIGIN = "label_origin"  # key of the text that goes into the header
 
 
 class SaveLabeld(SaveImaged):
@@ -26,7 +29,8 @@ class SaveLabeld(SaveImaged):
 
     Differs from `SaveImaged` in: the file appears only when it is complete (written under a hidden name, then renamed);
     sub-folders are those of `data_root_dir`, and a case name keeps its dots; two scans never share a file;
-    uint8; no log. The path is put into the metadata under `"saved_to"`.
+    uint8; no log. The path is put into the metadata under `"saved_to"`. A text of up to 79 characters under the key
+    `ORIGIN`, if there is one, goes into the header, where `read_origin` finds it.
 
     Args:
         keys: keys of label maps `[1, X, Y, Z]`, integers 0 to 255, already inverted to the scan's own grid.
@@ -57,12 +61,17 @@ class SaveLabeld(SaveImaged):
         for key in self.key_iterator(d):
             label: MetaTensor = d[key]
             assert label.ndim == 4 and label.shape[0] == 1, f"expected a label map [1, X, Y, Z], got {label.shape}"
-            file = self._file_for(str(label.meta[ImageMetaKey.FILENAME_OR_OBJ]))
+            scan = str(label.meta[ImageMetaKey.FILENAME_OR_OBJ])
+            file = self.file_of(scan)
+            other = self._scan_of_file.setdefault(file, scan)
+            if other != scan:
+                raise InputError(f"results of '{other}' and '{scan}' would both be '{file}'; rename one of the scans")
             array = label.as_tensor()[0].to(torch.uint8).cpu().numpy()
             image = nib.Nifti1Image(array, np.asarray(label.affine.cpu(), dtype=np.float64))
             image.set_qform(image.affine, code=1)  # ITK reads the qform, others the sform
             image.set_sform(image.affine, code=1)
             image.header.set_xyzt_units("mm")
+            image.header["descrip"] = str(d.get(ORIGIN, "")).encode()
             try:
                 write_atomically(image, file)
             except OSError as error:
@@ -70,13 +79,29 @@ class SaveLabeld(SaveImaged):
             label.meta[MetaKeys.SAVED_TO] = str(file)
         return d
 
-    def _file_for(self, scan: str) -> Path:
+    def file_of(self, scan: str) -> Path:
+        """The label file of a scan."""
         case = relative_case(scan, self.data_root_dir or Path(scan).parent)
-        file = self.output_dir / case.parent / f"{case.name}_{self.output_postfix}.nii.gz"
-        other = self._scan_of_file.setdefault(file, scan)
-        if other != scan:
-            raise InputError(f"results of '{other}' and '{scan}' would both be '{file}'; rename one of the scans")
-        return file
+        return self.output_dir / case.parent / f"{case.name}_{self.output_postfix}.nii.gz"
+
+
+def read_origin(file: Path) -> str | None:
+    """What `SaveLabeld` noted in a label file; `None` if the file is absent, cut off or no NIfTI.
+
+    Quick, as it reads the header and the last four bytes: gzip's own count of the bytes that were packed.
+    """
+    try:
+        image = nib.Nifti1Image.from_filename(file)
+        with file.open("rb") as packed:
+            packed.seek(-4, os.SEEK_END)
+            size = int.from_bytes(packed.read(), "little")
+    except Exception:  # nibabel answers cut files with errors of half a dozen types; all mean: to be made again
+        return None
+    assert isinstance(image.dataobj, ArrayProxy)  # of every image from a file
+    voxels = int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    if size != (image.dataobj.offset + voxels) % 2**32:
+        return None
+    return image.header["descrip"].item().decode(errors="replace")
 
 
 def check_output_dir(path: str | os.PathLike) -> Path:

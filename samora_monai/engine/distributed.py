@@ -1,7 +1,8 @@
-"""What the handlers ask of a run with several processes."""
+"""Several processes in one run: who they are, what each does, what they wait for."""
 
 from __future__ import annotations
 
+import datetime
 import os
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from samora_monai.errors import InputError
+
+PATIENCE = datetime.timedelta(days=30)  # of a process that has finished its scans, for those of the others
 
 
 def is_main_process() -> bool:
@@ -34,16 +37,64 @@ def gather(item: Any) -> list[Any]:
     return items
 
 
+def sum_of_all(x: torch.Tensor) -> torch.Tensor:
+    """The sum of all ranks' `x`, for a loss that is equal in all of them. All ranks have to call it.
+
+    Its gradient is that of `x` times the number of ranks, for `DistributedDataParallel` takes the mean of gradients.
+    """
+    if not dist.is_initialized():
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total + world_size() * (x - x.detach())
+
+
+def own_device() -> torch.device:
+    """The GPU of this process, by its LOCAL_RANK (0 in a job array, whose jobs see their own GPU only), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def own_share() -> tuple[int, int]:
+    """Rank of this process and number of processes: RANK and WORLD_SIZE, which torchrun or a job script sets.
+
+    Raises:
+        InputError: one is missing, no whole number or out of range.
+    """
+    given = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+    if not all(value.isdecimal() for value in given) or int(given[0]) >= int(given[1]):
+        raise InputError(
+            f"expected RANK from 0 to WORLD_SIZE - 1 in the environment, got RANK={given[0]!r} "
+            f"WORLD_SIZE={given[1]!r}; start with torchrun, or set both in the job script"
+        )
+    return int(given[0]), int(given[1])
+
+
+def join_launched() -> None:
+    """Join the processes of torchrun for `wait_for_others` alone; without torchrun, as in a job array, nobody."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(own_device())
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+
+
+def wait_for_others() -> None:
+    """Come back when all processes have come here: torchrun ends those that still work when one ends with an error."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def init_process_group() -> None:
     """Join the processes that torchrun started: nccl where there are GPUs, gloo elsewhere."""
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own_device())
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def leave_process_group() -> None:
-    """The opposite of `init_process_group`; in a run with one process, nothing."""
+    """The opposite of `init_process_group` and `join_launched`; in a run with one process, nothing."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -61,8 +112,14 @@ def wrap(network: nn.Module, device: torch.device) -> nn.Module:
     return nn.parallel.DistributedDataParallel(network, device_ids=[device])
 
 
-def shared_sampler(dataset: Dataset, even_divisible: bool, shuffle: bool) -> DistributedSampler:
-    """MONAI's `DistributedSampler`: each process its share of the slices.
+def shared_sampler(dataset: Dataset, even_divisible: bool, shuffle: bool, items: str = "slices") -> DistributedSampler:
+    """MONAI's `DistributedSampler`: each process its share of the dataset.
+
+    Args:
+        dataset: what is shared.
+        even_divisible: repeat a few items so that all shares are equally long.
+        shuffle: draw another order in each epoch.
+        items: what the dataset holds, for the message.
 
     Raises:
         InputError: some process would get none.
@@ -70,6 +127,6 @@ def shared_sampler(dataset: Dataset, even_divisible: bool, shuffle: bool) -> Dis
     count: int = len(dataset)  # type: ignore[arg-type]
     if count < world_size():
         raise InputError(
-            f"{world_size()} processes cannot share {count} slices; start fewer with --nproc_per_node or give more"
+            f"{world_size()} processes cannot share {count} {items}; start fewer with --nproc_per_node or give more"
         )
     return DistributedSampler(dataset, even_divisible=even_divisible, shuffle=shuffle)

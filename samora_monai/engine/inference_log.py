@@ -11,6 +11,8 @@ from monai.data import MetaTensor
 from monai.engines import Evaluator
 from monai.utils import CommonKeys, MetaKeys
 
+from samora_monai.engine.folder_inference import ReadableScans
+
 
 class InferenceLog:
     """Evaluator handler that prints `[3/12] liver.nii.gz -> eval/liver_seg.nii.gz  80 slices, 4.2 s  liver 1.41 l`.
@@ -19,10 +21,12 @@ class InferenceLog:
 
     Args:
         class_names: names of the classes, background first; each one found is printed with its volume.
+        scans: what the engine's data come from, which knows how far it is.
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(self, class_names: Sequence[str], scans: ReadableScans) -> None:
         self.class_names = class_names
+        self.scans = scans
 
     def attach(self, engine: Evaluator) -> None:
         """Print the cases of `engine`, the evaluator."""
@@ -46,7 +50,7 @@ class InferenceLog:
             ]
             seconds, self.start = time.monotonic() - self.start, time.monotonic()
             print(
-                f"[{engine.state.iteration}/{engine.state.epoch_length}] {pred.meta['filename_or_obj']} -> "
+                f"[{self.scans.taken}/{self.scans.total}] {pred.meta['filename_or_obj']} -> "
                 f"{pred.meta[MetaKeys.SAVED_TO]}  {seconds:.1f} s  {', '.join(found) or 'nothing found'}",
                 flush=True,
             )

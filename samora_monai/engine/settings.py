@@ -6,14 +6,31 @@ typed again, and cannot be given a wrong one by omission.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
+
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.replacing import replacing
+
+
+def model_in_use(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The model file whose network is being built: `checkpoint`, or, within `monai.bundle.load`, the file it loads.
+
+    That function builds the network of a bundle without telling the config where the bundle is: `bundle_root` stays
+    ".", so that the settings would be those of any model that lies in the current folder, or of none.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is monai.bundle.load.__code__:
+            return frame.f_locals["full_path"]
+        frame = frame.f_back
+    return checkpoint
 
 
 def read_settings(checkpoint: str | os.PathLike[str], **defaults: Any) -> dict[str, Any]:

@@ -22,7 +22,11 @@ from tests.bundles.command_line import BUNDLE, BUNDLES, CONFIGS, FAST, Bundle, C
 from tests.bundles.conftest import Trained
 
 WORKFLOWS: dict[str, list[tuple[str, ...]]] = {  # a workflow and its overlay, if any
-    "samora_segmentation": [("evaluating",), ("evaluating", "multi_gpu_evaluate.yaml")],
+    "samora_segmentation": [
+        ("evaluating",),
+        ("evaluating", "multi_gpu_evaluate.yaml"),
+        ("inference", "multi_gpu_inference.yaml"),
+    ],
     "samora_image_expert": [("teacher",), ("teacher", "multi_gpu_train.yaml")],
     "samora_patch_expert": [("teacher",), ("teacher", "multi_gpu_train.yaml")],
     "samora_pixel_expert": [],
@@ -229,11 +233,17 @@ def test_evaluation_takes_every_setting_from_the_model():
         assert evaluate["classes" if key == "class_names" else key] == f"$@trained['{key}']"
 
 
-def test_overlays_start_as_what_they_lie_on():
-    """An overlay replaces `initialize` as a whole; only these lines may be more or fewer in it."""
-    train, evaluate = config("train.yaml")["initialize"], config("evaluate.yaml")["initialize"]
-    several = {"$import os", "$samora_monai.engine.distributed.init_process_group()"}
-    for single, overlay in ((train, "multi_gpu_train.yaml"), (evaluate, "multi_gpu_evaluate.yaml")):
-        added = [line for line in config(overlay)["initialize"] if line not in single]
-        assert {line for line in added if "set_determinism" not in line} == several
-        assert [line for line in single if line not in config(overlay)["initialize"]] == []
+@pytest.mark.parametrize(
+    ("workflow", "overlay"),
+    [
+        ("training", "multi_gpu_train.yaml"),
+        ("evaluating", "multi_gpu_evaluate.yaml"),
+        ("inference", "multi_gpu_inference.yaml"),
+    ],
+)
+def test_overlays_for_processes_copy_nothing(workflow: str, overlay: str):
+    """What the start of a run does stays in one file; each other key has its place there or is a sampler."""
+    beneath = ConfigParser(config(*CONFIGS[workflow]))
+    keys = [key for key in config(overlay) if not key.endswith("::sampler")]
+    assert [key for key in keys if key not in beneath] == []
+    assert not {"initialize", "run", "finalize"} & set(keys)
