@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
+from samora_monai.engine.tracking import require_mlflow
 from samora_monai.errors import InputError
 
 SEPARATOR = "::"
@@ -98,6 +99,8 @@ def _tracking_settings(tracking: Any) -> dict[str, Any]:
         return {}
     built_in: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
     named = isinstance(tracking, str) and tracking in built_in
+    if named:
+        require_mlflow()
     settings = built_in[tracking] if named else ConfigParser.load_config_files(tracking)
     return settings["configs"]
 

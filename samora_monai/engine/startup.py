@@ -16,6 +16,7 @@ import torch
 
 from samora_monai.engine.error_hook import install_error_hook
 from samora_monai.engine.overrides import check_overrides
+from samora_monai.engine.tracking import track_undecollated_loss
 from samora_monai.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def start() -> None:
         warnings.filterwarnings("ignore", message=message, category=category)
     logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)  # repeats the command's arguments
     check_overrides()
+    track_undecollated_loss()
 
 
 def check_counts(**settings: Any) -> None:
