@@ -46,10 +46,10 @@ from unet import StretchedUNet  # noqa: E402
 def test_cells_of_the_whole_grid():
     rows = list(grid.all_rows("tiny"))
     cells = list(grid.cells(rows, [1, 4, 8], [0, 1, 2], "tiny"))
-    assert len(rows) == 7 + 13 and len(cells) == len(set(cells)) == 3 * (7 * 3 + 13)
+    assert len(rows) == 7 + 14 and len(cells) == len(set(cells)) == 3 * (7 * 3 + 14)
     assert {cell.labeled for cell in cells if cell.ablation} == {4}
     assert {cell.system for cell in cells if cell.ablation} == {grid.REFERENCE}
-    assert [cell.seed for cell in cells] == [0] * 34 + [1] * 34 + [2] * 34  # seed by seed
+    assert [cell.seed for cell in cells] == [0] * 35 + [1] * 35 + [2] * 35  # seed by seed
     converging = {(cell.system, cell.labeled) for cell in cells if len(cell.milestones) > 1}
     assert converging == {("samed", 4), (grid.REFERENCE, 4)}
     assert [epoch / grid.EPOCHS for epoch in grid.MILESTONES] == [0.05, 0.1, 0.2, 0.5, 1]
@@ -82,7 +82,7 @@ def test_every_setting_of_a_row_is_one_of_the_bundle():
 
 def test_steps_are_whole_epochs():
     with refused("steps is 30", "multiple of 20"):
-        Budget(30, 1, 1, 1, 1, 1)
+        Budget(128, 30, 1, 1, 1, 1, 1)
     assert FULL.steps % grid.EPOCHS == QUICK.steps % grid.EPOCHS == 0
 
 

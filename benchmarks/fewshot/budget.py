@@ -15,6 +15,7 @@ class Budget:
     """Steps and batch sizes of a grid.
 
     Args:
+        image_size: the network's input in stage 1 and in the fine-tuning, in pixels.
         steps: of each fine-tuning, a multiple of `EPOCHS`.
         base_steps: of the stand-in base, batches of 16 at 112 pixels.
         image_teacher_steps, patch_teacher_steps, expert_steps: of stage 1.
@@ -22,6 +23,7 @@ class Budget:
         teacher_batch_size, expert_batch_size: slices of a step of stage 1.
     """
 
+    image_size: int
     steps: int
     base_steps: int
     image_teacher_steps: int
@@ -42,6 +44,7 @@ class Budget:
 
 
 FULL = Budget(
+    image_size=224,
     steps=1500,
     base_steps=3200,
     image_teacher_steps=1200,
@@ -50,21 +53,24 @@ FULL = Budget(
     batch_size=12,
 )
 QUICK = Budget(
-    steps=200,
+    image_size=128,
+    steps=800,
     base_steps=1200,
-    image_teacher_steps=300,
-    patch_teacher_steps=300,
-    expert_steps=300,
+    image_teacher_steps=400,
+    patch_teacher_steps=600,
+    expert_steps=800,
     batch_size=8,
 )
 
-# learning rates and warm-ups: the bundles' own for SAM's weights, and what suits the small stand-in
+# the bundles' own settings for SAM's weights, and what suits the small stand-in: "fusion" on top of "fine-tuning" where
+# HL-Attn trains, which has twenty times the weights of an expert
 LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
-    False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}},
+    False: {"fine-tuning": {}, "fusion": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}},
     True: {
-        "fine-tuning": {"learning_rate": 0.002, "warmup": 20},
+        "fine-tuning": {"learning_rate": 0.002, "warmup": 20, "rank": 16},
+        "fusion": {"learning_rate": 0.001},
         "image_teacher": {"learning_rate": 0.001, "warmup": 20, "view_size": 96},
         "patch_teacher": {"learning_rate": 0.002, "warmup": 20},
-        "expert": {"learning_rate": 0.003, "warmup": 20},
+        "expert": {"learning_rate": 0.003, "warmup": 20, "rank": 16},
     },
 }

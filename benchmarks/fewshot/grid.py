@@ -38,7 +38,8 @@ class Row:
 
 
 def _samora(title: str, files: str = "trained", **settings: Any) -> Row:
-    return Row(title, {"experts": list(LEVELS), "fusion": "attention"} | settings, files)
+    ours = {"experts": list(LEVELS), "fusion": "attention", "trainable": "adapters+experts"}
+    return Row(title, ours | settings, files)
 
 
 SYSTEMS = {
@@ -67,7 +68,8 @@ def ablations(encoder: str) -> dict[str, Row]:
         "image-first": _samora("fusion order image, patch, pixel", fusion_order=list(LEVELS)),
         "half-width": _samora("HL-Attn at half the width", fusion_width=width // 2),
         "quarter-width": _samora("HL-Attn at a quarter of the width", fusion_width=width // 4),
-        "experts-trained": _samora("experts trained with HL-Attn", trainable="adapters+experts"),
+        "experts-frozen": _samora("experts frozen, as published", trainable="adapters"),
+        "random-frozen": _samora("random experts of the same norm, frozen", "random", trainable="adapters"),
         "raw-targets": _samora("no LayerNorm on the teachers' targets", "raw"),
         "public-teachers": _samora("teachers not continued", "public"),
     }
@@ -78,7 +80,16 @@ def all_rows(encoder: str) -> dict[str, Row]:
     return SYSTEMS | ablations(encoder)
 
 
-QUICK_ROWS = ("frozen", "samed", "h-sam", REFERENCE, "h-samora", "unet", "random-experts")
+QUICK_ROWS = (
+    "frozen",
+    "samed",
+    "h-sam",
+    REFERENCE,
+    "h-samora",
+    "unet",
+    "random-experts",
+    "experts-frozen",
+)
 
 
 @dataclass(frozen=True)

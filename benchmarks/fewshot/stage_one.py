@@ -66,6 +66,9 @@ class StageOne:
             "datalist": str(self.data["datalist"]),
             "modality": self.data["modality"],
             "teachers": {level: file_hash(path) for level, path in sorted(self.public.items())},
+            "learning": {
+                part: LEARNING[self.encoder == "tiny"][part] for part in ("expert", "image_teacher", "patch_teacher")
+            },
             **steps,
         }
 
@@ -122,6 +125,7 @@ class StageOne:
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "settings.json").write_text(json.dumps(self.settings(), indent=1) + "\n")
         config = "teacher.yaml" if workflow == "teacher" else "train.yaml"
+        settings = {"image_size": self.budget.image_size} | settings
         length = {"epochs": 1, "train::trainer::epoch_length": steps, "lr_scheduler::max_iterations": steps}
         with tempfile.TemporaryDirectory(dir=self.home, prefix="running_") as folder:
             bundle = copy_bundle(f"samora_{level}_expert", Path(folder, "bundle"))
