@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import monai
 import monai.bundle
 import pytest
 import torch
@@ -28,6 +29,7 @@ from tests.label.models import write_model
 from tests.tiny import refused
 
 SCANS = ("phantom_003", "phantom_004")
+MONAI_DELETES = tuple(map(int, monai.__version__.split(".")[:2])) >= (1, 6)  # a download with a wrong hash
 
 
 def labels(folder: Path) -> dict[str, bytes]:
@@ -169,7 +171,7 @@ def test_metadata_that_lacks_something_is_refused(source: Path, command_line: Co
 
 
 def test_download_is_complete_or_absent(bundle: Bundle, tmp_path: Path):
-    """From `file://`; a file with another hash than it should have fails the command and is not kept."""
+    """From `file://`; a file with another hash than it should have fails the command and, by MONAI 1.6, is not kept."""
     content = b"weights" * 1000
     (tmp_path / "weights").write_bytes(content)
     entry = {"path": "models/sam.pth", "url": (tmp_path / "weights").as_uri(), "hash_type": "sha256"}
@@ -178,8 +180,9 @@ def test_download_is_complete_or_absent(bundle: Bundle, tmp_path: Path):
         finished = bundle.command_line("download_large_files", "--bundle_path", bundle.root, cwd=tmp_path)
         assert finished.code == code, finished
         kept = {file.name: file.read_bytes() for file in (bundle.root / "models").iterdir()}
-        assert kept == ({} if code else {"sam.pth": content})
-        assert ("hash check of downloaded file failed" in finished.err) == bool(code)
+        if code == 0 or MONAI_DELETES:
+            assert kept == ({} if code else {"sam.pth": content})
+        assert ("check of downloaded file failed" in finished.err) == bool(code)
 
 
 def test_zipped_bundle_runs_elsewhere(samora: Bundle, phantoms: Path, expected: dict[str, bytes], tmp_path: Path):
