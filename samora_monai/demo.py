@@ -112,6 +112,7 @@ def main() -> None:
         "SAMora": {
             "experts": str(list(LEVELS)),
             "fusion": "attention",
+            "trainable": "adapters",  # as published: the experts stay frozen
             **{f"{level}_expert": str(file) for level, file in experts.items()},
         },
     }

@@ -105,6 +105,7 @@ def federation(
             sam_checkpoint=str(sam),
             experts=list(LEVELS),
             fusion="attention",
+            trainable="adapters",
             **{f"{level}_expert": str(path) for level, path in experts.items()},
             batch_size=2,
             slice_fraction=(1.0, 0.5)[i],
