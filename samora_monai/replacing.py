@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 
@@ -24,3 +25,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(paths: Set[Path]) -> None:
+    """Removes what killed programs have left of `paths`, and nothing that stands for other files."""
+    for folder in {path.parent for path in paths}:
+        for file in folder.iterdir() if folder.is_dir() else ():
+            name = re.fullmatch(r"\.[0-9a-f]+_(.+)", file.name)
+            if name and folder / name[1] in paths:
+                file.unlink(missing_ok=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from monai.data import DataLoader
@@ -14,8 +12,7 @@ from samora_monai.engine.distributed import wait_for_others
 from samora_monai.engine.error_hook import user_message
 from samora_monai.engine.label_origin import LabelOrigin
 from samora_monai.errors import InputError
-
-UNFINISHED = re.compile(r"\.[0-9a-f]+_(.+)")  # the hidden names of `samora_monai.replacing`
+from samora_monai.replacing import remove_unfinished
 
 
 def scans_to_do(
@@ -38,21 +35,13 @@ def scans_to_do(
     """
     rank, processes = share
     own = [{"image": scan["image"], ORIGIN: origin.of(scan["image"])} for scan in scans[rank::processes]]
-    _remove_unfinished({saver.file_of(scan["image"]) for scan in own})
+    remove_unfinished({saver.file_of(scan["image"]) for scan in own})
     to_do = [scan for scan in own if read_origin(saver.file_of(scan["image"])) != scan[ORIGIN]]
     finished = len(own) - len(to_do)
     if processes > 1 or finished:
         again = "; they are made again, --resume true would keep them" if finished and not resume else ""
         print(f"rank {rank} of {processes}: {len(own)} scans, {finished} finished before{again}", flush=True)
     return to_do if resume else own
-
-
-def _remove_unfinished(labels: set[Path]) -> None:
-    for folder in {label.parent for label in labels}:
-        for file in folder.iterdir() if folder.is_dir() else ():
-            name = UNFINISHED.fullmatch(file.name)
-            if name and folder / name[1] in labels:
-                file.unlink(missing_ok=True)
 
 
 class ReadableScans:
