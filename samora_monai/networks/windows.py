@@ -71,6 +71,7 @@ class Windows:
     def _pad(self, x: Tensor, pad: Tensor) -> Tensor:
         """Fills ``[B, h, w, C]`` at the bottom and right, up to a multiple of the window."""
         bottom, right = (-n % self.side for n in x.shape[1:3])
+        pad = pad.to(x.dtype)  # autocast computes x, not a parameter
         if right:
             x = torch.cat([x, pad.expand(*x.shape[:2], right, -1)], 2)
         if bottom:

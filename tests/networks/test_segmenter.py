@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from samora_monai.losses import build_loss
 from samora_monai.networks import LEVELS, build_segmenter
 from samora_monai.networks.hl_attn import HLAttn
 from tests.tiny import IDENTITY, image, refused, tiny
@@ -103,6 +104,21 @@ def test_every_size_and_class_count(image_size, num_classes, fusion):
     torch.testing.assert_close(logits[1:], net(x[1:]), rtol=0, atol=1e-5)
     assert (logits[0] - logits[1]).abs().max() > 0.01
     assert net.train()(x).shape == (2, num_classes, image_size // 4, image_size // 4)
+
+
+@pytest.mark.parametrize("fusion", [None, "attention", "block"])
+def test_gradients_under_bfloat16_point_where_those_in_float32_do(fusion):
+    """The network pads windows with a parameter, which autocast leaves in float32 beside tokens in bfloat16."""
+    experts = LEVELS if fusion else ("task",)
+    label = (image(2, 1, 64, 64, seed=1) * 3).long()
+    gradients = []
+    for mixed in (False, True):
+        net = tiny(64, experts=experts, fusion=fusion, train="adapters+experts")
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = build_loss("sam")(net(image(2, 1, 64, 64)), label)
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.95
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (1, 64, 64), (2, 1, 8, 64, 64)])
