@@ -47,7 +47,8 @@ def random_transforms() -> Compose:
     for transform in transforms:
         if isinstance(transform.get("mode"), list):  # of image and label
             transform["mode"] = transform["mode"][0]
-    return Compose(ConfigParser({"transforms": transforms}).get_parsed_content("transforms"))
+    config = {"transforms": transforms, "model_settings": {"modality": "CT"}}
+    return Compose(ConfigParser(config).get_parsed_content("transforms"))
 
 
 def measure(dataset: SliceDataset, workers: int, seconds: float) -> float:

@@ -82,7 +82,7 @@ def test_every_setting_of_a_row_is_one_of_the_bundle():
 
 def test_steps_are_whole_epochs():
     with refused("steps is 30", "multiple of 20"):
-        Budget(128, 30, 1, 1, 1, 1, 1)
+        Budget(128, 128, 30, 1, 1, 1, 1, 1)
     assert FULL.steps % grid.EPOCHS == QUICK.steps % grid.EPOCHS == 0
 
 

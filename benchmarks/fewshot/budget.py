@@ -15,7 +15,8 @@ class Budget:
     """Steps and batch sizes of a grid.
 
     Args:
-        image_size: the network's input in stage 1 and in the fine-tuning, in pixels.
+        image_size: the network's input in the fine-tuning, in pixels.
+        expert_image_size: that of stage 1; an expert fits any size.
         steps: of each fine-tuning, a multiple of `EPOCHS`.
         base_steps: of the stand-in base, batches of 16 at 112 pixels.
         image_teacher_steps, patch_teacher_steps, expert_steps: of stage 1.
@@ -24,6 +25,7 @@ class Budget:
     """
 
     image_size: int
+    expert_image_size: int
     steps: int
     base_steps: int
     image_teacher_steps: int
@@ -45,6 +47,7 @@ class Budget:
 
 FULL = Budget(
     image_size=224,
+    expert_image_size=224,
     steps=1500,
     base_steps=3200,
     image_teacher_steps=1200,
@@ -53,22 +56,21 @@ FULL = Budget(
     batch_size=12,
 )
 QUICK = Budget(
-    image_size=128,
-    steps=800,
+    image_size=224,
+    expert_image_size=128,
+    steps=300,
     base_steps=1200,
-    image_teacher_steps=400,
-    patch_teacher_steps=600,
+    image_teacher_steps=800,
+    patch_teacher_steps=1400,
     expert_steps=800,
     batch_size=8,
 )
 
-# the bundles' own settings for SAM's weights, and what suits the small stand-in: "fusion" on top of "fine-tuning" where
-# HL-Attn trains, which has twenty times the weights of an expert
+# the bundles' own settings for SAM's weights, and what suits the small stand-in
 LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
-    False: {"fine-tuning": {}, "fusion": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}},
+    False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}},
     True: {
-        "fine-tuning": {"learning_rate": 0.002, "warmup": 20, "rank": 16},
-        "fusion": {"learning_rate": 0.001},
+        "fine-tuning": {"learning_rate": 0.001, "warmup": 20, "rank": 16},
         "image_teacher": {"learning_rate": 0.001, "warmup": 20, "view_size": 96},
         "patch_teacher": {"learning_rate": 0.002, "warmup": 20},
         "expert": {"learning_rate": 0.003, "warmup": 20, "rank": 16},

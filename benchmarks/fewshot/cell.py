@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from budget import LEARNING, Budget
 from bundle_process import HERE, bundle_command, copy_bundle, run_process
-from grid import EPOCHS, Cell, Row, all_rows
+from grid import EPOCHS, Cell, all_rows
 from milestones import model_at
 from stage_one import StageOne, file_hash
 
@@ -40,7 +40,7 @@ class Study:
     def settings(self, cell: Cell) -> dict[str, Any]:
         """What the result of a cell depends on, without names of files."""
         row = all_rows(self.stage_one.encoder)[cell.row]
-        overlay = {"overlay": row.overlay} if row.overlay else self._learning(row)
+        overlay = {"overlay": row.overlay} if row.overlay else self._learning()
         data = {"datalist": str(self.stage_one.data["datalist"]), "modality": self.stage_one.data["modality"]}
         settings = data | self._common() | overlay | row.settings
         settings |= {"steps": self.budget.steps, "milestones": list(cell.milestones)}
@@ -62,7 +62,7 @@ class Study:
         settings = {**self.stage_one.data, **self._common(), **self.stage_one.machine}
         settings |= {"num_labeled": cell.labeled, "seed": cell.seed}
         if row.overlay is None:
-            settings |= {"encoder": self.stage_one.encoder, "sam_checkpoint": self.stage_one.base} | self._learning(row)
+            settings |= {"encoder": self.stage_one.encoder, "sam_checkpoint": self.stage_one.base} | self._learning()
         settings |= row.settings
         if row.files:
             files = self.stage_one.experts(row.files, cell.seed)
@@ -102,10 +102,8 @@ class Study:
     def _common(self) -> dict[str, Any]:
         return {"batch_size": self.budget.batch_size}
 
-    def _learning(self, row: Row) -> dict[str, Any]:
-        learning = LEARNING[self.stage_one.encoder == "tiny"]
-        settings = {"image_size": self.budget.image_size} | learning["fine-tuning"]
-        return settings | learning["fusion"] if row.settings.get("fusion") else settings
+    def _learning(self) -> dict[str, Any]:
+        return {"image_size": self.budget.image_size} | LEARNING[self.stage_one.encoder == "tiny"]["fine-tuning"]
 
 
 def read_scores(summary: Path) -> dict[str, str]:

@@ -59,7 +59,8 @@ class StageOne:
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes a file (the base's steps are in its hash too, and do no harm)."""
-        steps = {key: value for key, value in self.budget.as_dict().items() if key not in ("steps", "batch_size")}
+        fine_tuning = ("image_size", "steps", "batch_size")
+        steps = {key: value for key, value in self.budget.as_dict().items() if key not in fine_tuning}
         return {
             "base": file_hash(self.base),
             "encoder": self.encoder,
@@ -125,7 +126,7 @@ class StageOne:
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "settings.json").write_text(json.dumps(self.settings(), indent=1) + "\n")
         config = "teacher.yaml" if workflow == "teacher" else "train.yaml"
-        settings = {"image_size": self.budget.image_size} | settings
+        settings = {"image_size": self.budget.expert_image_size} | settings
         length = {"epochs": 1, "train::trainer::epoch_length": steps, "lr_scheduler::max_iterations": steps}
         with tempfile.TemporaryDirectory(dir=self.home, prefix="running_") as folder:
             bundle = copy_bundle(f"samora_{level}_expert", Path(folder, "bundle"))

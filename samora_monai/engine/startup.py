@@ -28,6 +28,8 @@ THIRD_PARTY_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated"),
     # monai.metrics.compute_hausdorff_distance, about its own call
     (FutureWarning, r".*get_mask_edges:always_return_as_numpy"),
+    # monai.transforms.RandHistogramShift, of a slice that shows air alone
+    (UserWarning, r"The image's intensity is a single value"),
     # torch, when the scaler of float16 training skips its first step, as it is meant to
     (UserWarning, r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`"),
 )

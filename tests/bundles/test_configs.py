@@ -227,6 +227,18 @@ def test_common_settings_are_the_same_in_training_and_inference():
     assert config("train.yaml", "evaluate.yaml")["checkpoint"] == inference["checkpoint"]
 
 
+def test_contrast_is_changed_freely_in_mr_alone():
+    """Hounsfield units mean the same in all CT."""
+    train = config("train.yaml")["train"]
+    names = {}
+    for modality in ("CT", "MR"):
+        content = {"model_settings": {"modality": modality}, "train": train}
+        transforms = ConfigParser(content).get_parsed_content("train::random_transforms")
+        names[modality] = [type(transform).__name__ for transform in transforms]
+    added = ["RandHistogramShiftd", "RandBiasFieldd"]
+    assert names["MR"] == [names["CT"][0], *added, *names["CT"][1:]]
+
+
 def test_evaluation_takes_every_setting_from_the_model():
     evaluate = config("evaluate.yaml")
     for key in list(config("train.yaml")["model_settings"])[2:]:  # after `_target_` and `origin`
