@@ -9,6 +9,7 @@ initialize:
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +50,26 @@ def start() -> None:
     track_undecollated_loss()
 
 
-def check_counts(**settings: Any) -> None:
-    """Each of these settings must be a whole number of at least 1.
+def check_counts(at_least: int = 1, **settings: Any) -> None:
+    """Each of these settings must be a whole number of at least so much.
 
     Raises:
         InputError: one is not.
     """
     for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} must be a whole number of at least 1, got {value!r}; give --{name} N")
+        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+            raise InputError(f"{name} must be a whole number of at least {at_least}, got {value!r}; give --{name} N")
+
+
+def check_positive(**settings: Any) -> None:
+    """Each of these settings must be a finite number above 0.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise InputError(f"{name} must be a number above 0, got {value!r}; give --{name} X")
 
 
 def check_held_out(scans: UnlabeledScans) -> None:

@@ -224,6 +224,7 @@ def test_unreadable_scans_are_left_out_when_asked(expert_bundle: Make, data: Pat
         ({"unlabelled": "DIR"}, ["unknown setting 'unlabelled'", "did you mean 'unlabeled'"]),
         ({"rank": "low"}, ["'--rank' must be a number, got 'low'"]),
         ({"batch_size": 0}, ["batch_size must be a whole number of at least 1, got 0"]),
+        ({"noise": 0}, ["noise must be a number above 0, got 0"]),
         ({"validation_fraction": 1}, ["validation_fraction must be at least 0 and below 1, got 1"]),
         ({"validation_fraction": 0, "datalist": "dataset.json"}, None),  # the datalist holds out
         ({"min_content": 2}, ["min_content must be a part of the pixels from 0 to 1, got 2"]),
@@ -256,6 +257,7 @@ def test_wrong_setting(
     ("level", "settings", "words"),
     [
         ("image", {"temperature": "warm"}, ["'--temperature' must be a number"]),
+        ("image", {"batch_size": 1}, ["batch_size must be a whole number of at least 2, got 1"]),
         ("patch", {"mask_ratio": 1}, ["mask_ratio is 1", "between 0 and 1"]),
         ("image", {"teacher_network": "r18"}, ["unknown SimCLR preset 'r18'", "tiny"]),
         ("patch", {"teacher_network": "vit_s"}, ["unknown MAE preset 'vit_s'", "tiny"]),

@@ -181,6 +181,8 @@ def test_evaluation_on_spoiled_data(trained: Trained, data: Path, tmp_path: Path
         ({"window": "[275,-125]"}, ["window must be two increasing numbers"]),
         ({"rank": "low"}, ["'--rank' must be a number, got 'low'"]),
         ({"batch_size": 0}, ["batch_size must be a whole number of at least 1, got 0"]),
+        ({"num_workers": -1}, ["num_workers must be a whole number of at least 0, got -1"]),
+        ({"learning_rate": 0}, ["learning_rate must be a number above 0, got 0"]),
         ({"device": "cuda:99"}, ["device 'cuda:99' cannot be used", "--device cpu"]),
         ({"encoder": "vit_x"}, ["unknown encoder 'vit_x'", "vit_b"]),
         ({"image_size": 100}, ["image_size is 100", "multiple of 16"]),
