@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.replacing import replacing
+from samora_monai.state_dicts import misfit
 
 FORMAT_VERSION = 1  # of our expert and adapter files
 Source = Union[str, "os.PathLike[str]", Mapping[str, Any]]
@@ -154,17 +155,8 @@ def copy_strictly(net: nn.Module, state: Mapping[str, Tensor], wanted: list[str]
         InputError: names the file, the first keys concerned, the shapes and the remedy; nothing is changed then.
     """
     target = net.state_dict()
-    expected_keys = set(wanted)
-    missing = [k for k in wanted if k not in state]
-    unexpected = [k for k in state if k not in expected_keys]
-    if missing or unexpected:
-        what = [f"{len(keys)} keys {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-                for word, keys in (("missing", missing), ("not expected", unexpected)) if keys]  # fmt: skip
-        raise InputError(f"checkpoint {name} does not fit: {' and '.join(what)}; {remedy}")
-    for key in wanted:
-        got, expected = list(state[key].shape), list(target[key].shape)
-        if got != expected:
-            raise InputError(f"checkpoint {name} does not fit: {key} is {got}, expected {expected}; {remedy}")
+    if problem := misfit({key: target[key] for key in wanted}, state):
+        raise InputError(f"checkpoint {name} does not fit: {problem}; {remedy}")
     with torch.no_grad():
         for key in wanted:
             target[key].copy_(state[key])

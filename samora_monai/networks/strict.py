@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from samora_monai.errors import InputError
+from samora_monai.state_dicts import misfit
 
 
 class StrictlyLoaded(nn.Module):
@@ -27,24 +28,9 @@ class StrictlyLoaded(nn.Module):
         Raises:
             InputError: a key is missing, not expected, or of another shape; names the first of them.
         """
-        own = self.state_dict()
-        problems = [
-            f"{len(keys)} keys {word} ({', '.join(map(str, keys[:3]))}{', ...' if len(keys) > 3 else ''})"
-            for word, keys in (
-                ("missing", [key for key in own if key not in state_dict]),
-                ("not expected", [key for key in state_dict if key not in own]),
-            )
-            if keys
-        ]
-        for key, value in own.items():
-            got = getattr(state_dict.get(key), "shape", None)
-            if key in state_dict and got != value.shape:
-                found = list(got) if got is not None else type(state_dict[key]).__name__
-                problems.append(f"{key} is {found}, expected {list(value.shape)}")
-                break
-        if problems:
+        if problem := misfit(self.state_dict(), state_dict):
             raise InputError(
-                f"the weights do not fit the network ({self.describe()}): {'; '.join(problems)}; "
+                f"the weights do not fit the network ({self.describe()}): {problem}; "
                 "give the model.pt that was written with the settings in the model.json beside it"
             )
         return super().load_state_dict(state_dict, strict=True, assign=assign)
