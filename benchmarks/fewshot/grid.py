@@ -80,16 +80,7 @@ def all_rows(encoder: str) -> dict[str, Row]:
     return SYSTEMS | ablations(encoder)
 
 
-QUICK_ROWS = (
-    "frozen",
-    "samed",
-    "h-sam",
-    REFERENCE,
-    "h-samora",
-    "unet",
-    "random-experts",
-    "experts-frozen",
-)
+QUICK_ROWS = ("frozen", "samed", "h-sam", REFERENCE, "h-samora", "unet", "random-experts")
 
 
 @dataclass(frozen=True)
