@@ -32,7 +32,7 @@ import run  # noqa: E402
 import stage_one  # noqa: E402
 import table  # noqa: E402
 from budget import FULL, QUICK, Budget  # noqa: E402
-from bundle_process import FailedRun, Usage, bundle_command, run_process  # noqa: E402
+from bundle_process import FailedRun, Usage, bundle_command, copy_bundle, run_process  # noqa: E402
 from cell import Study, read_scores  # noqa: E402
 from milestones import KeepModels, model_at  # noqa: E402
 from results import Results, read_rows  # noqa: E402
@@ -195,6 +195,18 @@ def test_settings_tell_grids_apart_but_not_places(tmp_path: Path):
     assert {name for name in settings if settings[name] != other[name]} == {"base", "experts_from"}
     (unet,) = grid.cells(["unet"], [4], [0], "tiny")
     assert study(tmp_path).settings(unet)["base"] == "none"
+
+
+def test_settings_tell_another_augmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cell = grid.Cell("samed", "", 4, 0)
+    settings = study(tmp_path).settings(cell)
+    config = copy_bundle("samora_segmentation", tmp_path / "bundles" / "samora_segmentation") / "configs" / "train.yaml"
+    monkeypatch.setattr("cell.ROOT", tmp_path)
+    assert study(tmp_path).settings(cell) == settings
+    config.write_text(config.read_text().replace("rotate_range: 0.35", "rotate_range: 0.5"))
+    assert {name for name, value in study(tmp_path).settings(cell).items() if settings[name] != value} == {
+        "augmentation"
+    }
 
 
 @pytest.mark.parametrize(
