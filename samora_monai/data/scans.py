@@ -41,19 +41,20 @@ def relative_case(path: str | os.PathLike, root: str | os.PathLike) -> Path:
     return path.parent.relative_to(root) / case_name(path)
 
 
-def find_scans(path: str | os.PathLike) -> list[dict[str, str]]:
+def find_scans(path: str | os.PathLike, results: str | os.PathLike | None = None) -> list[dict[str, str]]:
     """List the scans at `path`, sorted by path, hidden files and folders skipped.
 
     Args:
         path: a volume file, a folder with one DICOM series, or a folder tree with volume files and DICOM folders.
+        results: folder that the labels of these scans are written to; if it is in the tree, it is not searched.
 
     Returns:
         `[{"image": absolute path of the volume file or of the DICOM folder}, ...]`, never empty.
 
     Raises:
         MissingFileError: `path` does not exist.
-        InputError: nothing found, a file that is no volume, two series in one folder,
-            or two scans whose results would get the same name.
+        InputError: nothing found, a file that is no volume, two series in one folder, two scans whose results would
+            get the same name, or results that would be written among the scans.
     """
     root = absolute(path)
     if not root.exists():
@@ -65,7 +66,13 @@ def find_scans(path: str | os.PathLike) -> list[dict[str, str]]:
             )
         return [{"image": str(root)}]
 
-    scans = sorted(walk(root))
+    ours = None if results is None else os.path.realpath(absolute(results))
+    if os.path.realpath(root) == ours:
+        raise InputError(
+            f"results would be written among the scans in '{root}', where the next run takes them for scans; "
+            "choose another folder with --output_dir, a sub-folder for example"
+        )
+    scans = sorted(walk(root, wanted=lambda path: os.path.realpath(path) != ours))
     if not scans:
         raise InputError(f"no scan in '{root}'; looked for {_LOOKED_FOR} in it and its sub-folders")
     named: dict[Path, Path] = {}

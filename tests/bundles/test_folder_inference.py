@@ -176,8 +176,9 @@ def spoil(scans: Path) -> tuple[Path, Path]:
     return cut, flat
 
 
-def test_broken_scans_do_not_stop_the_others(trained: Trained, whole: Path, scans: Path, tmp_path: Path):
-    labels, (cut, flat) = tmp_path / "labels", spoil(scans)
+def test_broken_scans_do_not_stop_the_others(trained: Trained, whole: Path, scans: Path):
+    """The labels are written into a sub-folder of the scans, which the second run does not take for scans."""
+    labels, (cut, flat) = scans / "labels", spoil(scans)
     finished = infer(trained.bundle, scans, labels)
     assert finished.code == 1 and len(finished.complaints) == 1
     message = finished.complaints[0]

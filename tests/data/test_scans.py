@@ -77,6 +77,19 @@ def test_two_series_in_one_folder(tmp_path, write_dicom):
         find_scans(tmp_path)
 
 
+def test_results_are_no_scans(tmp_path, write_nifti):
+    """The list is the same before a run, in the middle of it and after it."""
+    scan = write_nifti(tmp_path / "data" / "a.nii.gz")
+    write_nifti(tmp_path / "data" / "out" / "sub" / "a_seg.nii.gz")
+    (tmp_path / "link").symlink_to(tmp_path / "data" / "out")
+    for results in (tmp_path / "data" / "out", tmp_path / "data" / "x" / ".." / "out", tmp_path / "link"):
+        assert find_scans(tmp_path / "data", results) == [{"image": str(scan)}]
+    assert len(find_scans(tmp_path / "data", tmp_path)) == 2
+    with pytest.raises(InputError, match=r"results would be written among the scans in '.*data'.*--output_dir"):
+        find_scans(tmp_path / "data", tmp_path / "data" / "x" / "..")
+    assert find_scans(scan, tmp_path / "data") == [{"image": str(scan)}]  # a file alone may have its label beside it
+
+
 def test_refused(tmp_path, write_nifti):
     with pytest.raises(MissingFileError, match="nowhere' does not exist; give volume files"):
         find_scans(tmp_path / "nowhere")
