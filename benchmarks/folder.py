@@ -10,6 +10,7 @@ folder. The weights are random: they change neither.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -41,9 +42,11 @@ def write_scans(folder: Path, number: int, slices: int) -> None:
 
 def write_model(file: Path, encoder: str, image_size: int, system: str) -> None:
     """A model file as training writes it."""
-    settings = {"encoder": encoder, "image_size": image_size, **SYSTEMS[system]}
-    torch.save(build_segmenter(**settings, num_classes=9).state_dict(), file)
-    write_settings(file, settings)
+    network = {"encoder": encoder, "image_size": image_size, **SYSTEMS[system]}
+    torch.save(build_segmenter(**network, num_classes=9).state_dict(), file)
+    defaults = json.loads(CONFIG.read_text())["trained"]
+    settings = {key: value for key, value in defaults.items() if key not in ("_target_", "checkpoint")}
+    write_settings(file, settings | network)
 
 
 def segment(model: Path, scans: Path, output_dir: Path, threads: int) -> tuple[float, float]:

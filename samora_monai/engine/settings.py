@@ -33,17 +33,39 @@ def model_in_use(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
     return checkpoint
 
 
+class Settings(dict[str, Any]):
+    """Settings of a model file; one that is asked for and not there is an `InputError`.
+
+    Args:
+        path: where they are from.
+        settings: their values by name.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise InputError(f"settings file '{self.path}' lacks {name!r}; restore it or train again")
+
+
 def read_settings(checkpoint: str | os.PathLike[str], **defaults: Any) -> dict[str, Any]:
     """The settings of the model file `checkpoint`, from the JSON file of the same name.
 
     Args:
-        defaults: all settings, for a model file that has no JSON file; without them it must have one.
+        defaults: all settings, for the time before there is a model; a model file must have its own.
 
     Raises:
-        MissingFileError, InputError: no file and no defaults; a damaged file; a setting that `defaults` does not know.
+        MissingFileError, InputError: no file, and a model file or no defaults; a damaged file; a setting that
+            `defaults` does not know.
     """
     path = Path(checkpoint).with_suffix(".json")
     if not path.is_file():
+        if Path(checkpoint).is_file():
+            raise MissingFileError(
+                f"no model settings {str(path)!r}, without which '{checkpoint}' cannot be used; training wrote both, "
+                "copy both"
+            )
         if not defaults:
             raise MissingFileError(
                 f"no model settings {str(path)!r}; train a model first, or name one with --checkpoint"
@@ -51,12 +73,14 @@ def read_settings(checkpoint: str | os.PathLike[str], **defaults: Any) -> dict[s
         return defaults
     try:
         settings = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        if not isinstance(settings, dict):
+            raise ValueError(f"expected an object, got {type(settings).__name__}")
+    except ValueError as e:  # of JSON and of UTF-8 too
         raise InputError(f"settings file {str(path)!r} is damaged ({e}); restore it or train again") from e
     unknown = sorted(set(settings) - set(defaults))
     if defaults and unknown:
         raise InputError(f"settings file {str(path)!r} has unknown settings {unknown}; expected {sorted(defaults)}")
-    return defaults | settings
+    return Settings(path, settings)
 
 
 def write_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:

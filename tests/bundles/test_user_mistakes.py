@@ -363,11 +363,31 @@ def damaged_settings(models: Path) -> list[str]:
     return [f"'{models}/model.json' is damaged"]
 
 
+def no_settings(models: Path) -> list[str]:
+    (models / "model.json").unlink()
+    return [f"no model settings '{models}/model.json'", "copy both"]
+
+
+def settings_that_lack_one(models: Path) -> list[str]:
+    settings = json.loads((models / "model.json").read_text())
+    del settings["class_names"]
+    (models / "model.json").write_text(json.dumps(settings))
+    return [f"'{models}/model.json' lacks 'class_names'"]
+
+
+def settings_that_are_a_list(models: Path) -> list[str]:
+    (models / "model.json").write_text("[]")
+    return [f"'{models}/model.json' is damaged (expected an object, got list)"]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
         no_model,
         settings_alone,
+        no_settings,
+        settings_that_lack_one,
+        settings_that_are_a_list,
         another_number_of_classes,
         another_network,
         damaged_model,

@@ -39,10 +39,9 @@ from samora_monai.engine.token_pictures import WithAndWithoutInferer, principal_
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, build_segmenter
 from samora_monai.pretraining.denoising import DenoisingStudent
-from tests.bundles.weights import write_expert, write_sam
+from tests.bundles.weights import BUNDLES, trained_defaults, write_expert, write_sam
 from tests.tiny import image, randomise, refused, tiny
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
 FEATURES = 4  # of the denoising decoder
 
 
@@ -74,7 +73,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
     found = {}
     for level in LEVELS:
         expert = write_expert(root / f"{level}.pt", sam, level)
-        settings: dict[str, Any] = {"encoder": "tiny", "image_size": 64, "rank": 4, "modality": "MR"}
+        settings = trained_defaults(f"samora_{level}_expert")
+        settings |= {"encoder": "tiny", "image_size": 64, "rank": 4, "modality": "MR"}
         found[level] = {"sam_checkpoint": str(sam), "expert": str(expert)}
         if level == "pixel":
             settings |= {"decoder_features": FEATURES, "noise": 0.2}
