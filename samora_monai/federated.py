@@ -173,6 +173,7 @@ class AdapterAlgo(MonaiAlgo):
         workflow.initialize()
         self.train_workflow = workflow  # type: ignore[assignment]
         self.trainer, self.evaluator = workflow.trainer, workflow.evaluator
+        self.last_checkpoint = workflow.parser.get_parsed_content("last_checkpoint")
         self.pre_filters = [SameAdapter(workflow.network_def)]  # type: ignore[assignment]
         self.post_weight_filters = [AdapterOnly(workflow.network_def)]  # type: ignore[assignment]
 
@@ -188,7 +189,24 @@ class AdapterAlgo(MonaiAlgo):
                 f"this site has trained all its {self.epochs // self.local_epochs} rounds; "
                 "start it with more rounds, and with resume to go on"
             )
-        super().train(data, extra)
+        # a site that was stopped within a round trains the rest of it, so that all come to the end together
+        whole, self.local_epochs = self.local_epochs, self.local_epochs - self.trainer.state.epoch % self.local_epochs
+        try:
+            super().train(data, extra)
+        finally:
+            self.local_epochs = whole
+
+    def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
+        """Evaluate the model `data`; if it is the best one so far, it becomes the bundle's `models/model.pt`.
+
+        Raises:
+            InputError: `data` is refused, or anything that stops an evaluation.
+        """
+        assert self.trainer is not None, "initialize() comes first"
+        metrics = super().evaluate(data, extra)
+        if self.trainer.state.epoch:
+            self.last_checkpoint.save()  # with the best Dice so far, for a site that is stopped now
+        return metrics
 
 
 def average(updates: Sequence[ExchangeObject]) -> ExchangeObject:

@@ -130,9 +130,10 @@ class LastCheckpoint:
     def attach(self, engine: Trainer) -> None:
         """Save at the end of each epoch of `engine`, the trainer."""
         if is_main_process():
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
-    def _save(self, engine: Trainer) -> None:
+    def save(self) -> None:
+        """Write the state as it is now."""
         write_checkpoint({name: obj.state_dict() for name, obj in self.save_dict.items()}, self.path)
 
     def resume(self) -> None:

@@ -225,6 +225,28 @@ def test_stopped_site_goes_on(federation: Federation):
         again.algo.train(federation.model)
 
 
+def test_best_dice_outlives_a_stop_after_the_evaluation(federation: Federation):
+    """So that no worse model takes the place of `model.pt`."""
+    site = federation.sites[0]
+    algo = AdapterAlgo(str(site.bundle.root), ROUNDS, **site.algo.settings, resume=True)
+    algo.initialize()
+    algo.evaluator.state.best_metric, algo.evaluator.state.best_metric_epoch = -1.0, -1  # as if this were the best one
+    algo.evaluate(federation.model)
+    last = torch.load(site.bundle.root / "eval" / "last.pt", weights_only=True)
+    assert last["best"] == {"best_metric": pytest.approx(federation.dice[0]), "best_metric_epoch": TRAINED + 1}
+
+
+def test_site_stopped_within_a_round_trains_its_rest(federation: Federation):
+    """Two of three epochs are done; the sites and the learning rate come to the end together."""
+    site = federation.sites[0]
+    settings = site.algo.settings | {"resume": True}
+    algo = AdapterAlgo(str(site.bundle.root), rounds=2, local_epochs=3, **settings)
+    algo.initialize()
+    for epoch in (3, 6):
+        algo.train(federation.model)
+        assert algo.trainer.state.epoch == epoch
+
+
 def test_users_mistakes(federation: Federation, tmp_path: Path):
     site = federation.sites[0]
     with refused("unknown setting 'epoch'", "train.yaml"):
