@@ -244,11 +244,14 @@ def require_validation(cases: Cases) -> list[dict[str, str]]:
     """The validation cases.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or one is listed twice.
     """
     if not cases.validation:
         raise InputError(
             f"no validation scans in '{cases.source}'; add a list 'validation' to the datalist, "
             "or fill imagesVal/ and labelsVal/"
         )
+    images = [case["image"] for case in cases.validation]
+    if twice := [image for image in images if images.count(image) > 1]:
+        raise InputError(f"'{cases.source}' lists '{twice[0]}' for validation more than once; list each scan once")
     return list(cases.validation)

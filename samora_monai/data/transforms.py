@@ -75,8 +75,8 @@ class LoadCased(LoadImaged):
 class CheckCased(MapTransform):
     """Check a loaded case, channel first, and hand it on unchanged.
 
-    Each of `keys` must be one finite 3-D volume `[1, X, Y, Z]`. A label, where there is one, must have the shape and
-    the affine (to 0.001) of the first of them and integer values in `[0, num_classes)`.
+    Each of `keys` must be one finite 3-D volume `[1, X, Y, Z]` whose affine can be inverted. A label, where there is
+    one, must have the shape and the affine (to 0.001) of the first of them and integer values in `[0, num_classes)`.
 
     Args:
         keys: keys of the images; the label's may follow.
@@ -98,6 +98,7 @@ class CheckCased(MapTransform):
         for key in self.key_iterator(d):
             kind = "label" if key == self.label_key else "image"
             _check_volume(d[key], kind)
+            _check_geometry(d[key], kind)
             finite = torch.isfinite(d[key])
             if not finite.all():
                 raise InputError(
@@ -167,6 +168,17 @@ def _check_volume(image: torch.Tensor, kind: str) -> None:
         spatial = list(image.shape[1:]) + [image.shape[0]] * (image.shape[0] > 1)
         raise InputError(
             f"{kind} '{_name(image)}' must be one 3-D volume, got shape {spatial}; give one 3-D volume per file"
+        )
+
+
+def _check_geometry(image: torch.Tensor, kind: str) -> None:
+    if not isinstance(image, MetaTensor):
+        return
+    directions = image.affine[:3, :3]
+    if not torch.isfinite(image.affine).all() or torch.linalg.matrix_rank(directions) < 3:
+        raise InputError(
+            f"{kind} '{_name(image)}' lies nowhere in space: its affine {_affine_text(image)} cannot be inverted; "
+            "write the scanner's geometry into its header"
         )
 
 

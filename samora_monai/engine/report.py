@@ -133,14 +133,15 @@ def _printable(name: str) -> str:
 
 
 def _unique_names(paths: list[str]) -> list[str]:
-    # case names; where two agree, with as many parent folders as it takes
-    names, depth = [_case_name(path) for path in paths], 1
-    while len(set(names)) < len(names):
+    # case names; where two agree, with as many parent folders as it takes, and x.nii beside x.nii.gz by the whole path
+    names = [_case_name(path) for path in paths]
+    for depth in range(1, max(len(Path(path).parts) for path in paths)):
+        if len(set(names)) == len(names):
+            break
         names = [
             _printable("/".join((*Path(path).parts[-1 - depth : -1], case_name(path))))
             if names.count(name) > 1
             else name
             for path, name in zip(paths, names, strict=True)
         ]
-        depth += 1
-    return names
+    return [_printable(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]

@@ -8,8 +8,10 @@ initialize:
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,8 @@ def start() -> None:
         InputError: for a setting on the command line that no config knows.
     """
     install_error_hook()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that is no UTF-8 must not stop a run that prints it
+        sys.stdout.reconfigure(errors="backslashreplace")
     for category, message in THIRD_PARTY_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
     logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)  # repeats the command's arguments

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from samora_monai.data import Cases, find_cases
+from samora_monai.data import Cases, find_cases, require_validation
 from samora_monai.errors import InputError, MissingFileError
 
 
@@ -166,6 +166,16 @@ def test_not_json(dataset):
     (folder / "dataset.json").write_text("[]")
     with pytest.raises(InputError, match="must hold an object with a list 'training', got list"):
         find_cases(folder)
+
+
+def test_scan_listed_twice(dataset):
+    """Its second result would take the place of the first."""
+    folder, header = dataset
+    header["validation"].append({"image": "images/v.nii.gz", "label": "labels/a.nii.gz"})
+    save(folder, header)
+    cases = find_cases(folder)
+    with pytest.raises(InputError, match=r"lists '.*images/v.nii.gz' for validation more than once; list each scan"):
+        require_validation(cases)
 
 
 def test_scan_in_training_and_validation(dataset):

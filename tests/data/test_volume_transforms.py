@@ -91,6 +91,15 @@ def test_values_that_are_not_finite(tmp_path, write_nifti):
         CheckCased("image")(load(item))
 
 
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_no_place_in_space(value):
+    affine = torch.eye(4)
+    affine[1, 1] = value
+    image = MetaTensor(torch.zeros(1, 4, 5, 3), affine=affine, meta={"filename_or_obj": "s/i.nii.gz"})
+    with pytest.raises(InputError, match=r"image 's/i.nii.gz' lies nowhere in space: its affine \[\[1.0, .*header"):
+        CheckCased("image")({"image": image})
+
+
 def test_label_on_another_grid(tmp_path, write_nifti):
     image = write_nifti(tmp_path / "i.nii.gz")
     other_shape = write_nifti(tmp_path / "l.nii.gz", np.zeros((4, 5, 2), np.uint8))

@@ -119,6 +119,11 @@ def test_same_names_in_different_folders(tmp_path):
     assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")[::2]] == ["mr", "p1/ct", "p2/ct"]
 
 
+def test_same_names_in_one_folder(tmp_path):
+    evaluate(tmp_path, [item("/d/ct.nii.gz"), item("/d/ct.nii"), item("/d/mr.nii.gz")])
+    assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")[::2]] == ["/d/ct.nii", "/d/ct.nii.gz", "mr"]
+
+
 def test_refuses_what_it_cannot_measure(tmp_path):
     broken = item("/d/a.nii.gz")
     broken["pred"] = torch.zeros(3, 8, 8, 8)

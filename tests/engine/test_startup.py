@@ -30,7 +30,7 @@ train:
     optimizer: {_target_: torch.optim.SGD, params: '$@network.parameters()', lr: 0.1}
     train_handlers:
     - {_target_: StatsHandler, output_transform: "$lambda x: x[0]['loss']"}
-initialize: [$startup.start(), "$print('after the start')"]
+initialize: [$startup.start(), "$print('after the start', chr(0xdcfc))"]
 training: [$@train::trainer.run()]
 cache: [$@cached]
 create: [$@component]
@@ -64,6 +64,7 @@ def bundle_run(tmp_path):
     (tmp_path / "configs" / "train.yaml").write_text(CONFIG)
     (tmp_path / "mistakes.py").write_text(MISTAKES)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    environment["PYTHONIOENCODING"] = "utf-8"  # strict, whatever the locale
 
     def run(*arguments, launcher=("-m",)):
         command = [sys.executable, *launcher, "monai.bundle", "run", *arguments, "--config_file", "configs/train.yaml"]
@@ -83,7 +84,7 @@ def test_misspelt_setting_stops_before_anything_else(bundle_run):
 def test_mistake_in_a_worker_of_a_running_engine(bundle_run):
     code, out, err = bundle_run("training", "--train::trainer::loss_function", "$torch.nn.MSELoss()")
     assert (code, err) == (1, ["error: scan 2 is broken; mend it"])
-    assert "after the start" in out
+    assert "after the start \\udcfc" in out  # part of a file name that is no UTF-8
     assert "Traceback" not in out and "terminating" not in out  # neither Ignite's nor StatsHandler's record
 
 
