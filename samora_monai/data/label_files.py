@@ -68,8 +68,10 @@ class SaveLabeld(SaveImaged):
                 raise InputError(f"results of '{other}' and '{scan}' would both be '{file}'; rename one of the scans")
             array = label.as_tensor()[0].to(torch.uint8).cpu().numpy()
             image = nib.Nifti1Image(array, np.asarray(label.affine.cpu(), dtype=np.float64))
-            image.set_qform(image.affine, code=1)  # ITK reads the qform, others the sform
-            image.set_sform(image.affine, code=1)
+            # a NIfTI scan that says nothing of its place is put in two places by ITK and nibabel, and so must its label
+            code = 0 if label.meta.get("qform_code") == label.meta.get("sform_code") == 0 else 1
+            image.set_qform(image.affine, code=code)  # ITK reads the qform, others the sform
+            image.set_sform(image.affine, code=code)
             image.header.set_xyzt_units("mm")
             image.header["descrip"] = str(d.get(ORIGIN, "")).encode()
             try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -46,6 +49,28 @@ def test_round_trip_through_inversion(tmp_path, case):
     np.testing.assert_allclose(saved.get_qform(), saved.affine, atol=1e-4)
     assert (saved.header["sform_code"], saved.header["qform_code"]) == (1, 1)
     assert saved.header.get_xyzt_units()[0] == "mm"
+
+
+def place_for_itk(file: Path) -> np.ndarray:
+    """Origin, spacing and directions in rows."""
+    image = itk.imread(file)
+    return np.stack([image.GetOrigin(), image.GetSpacing(), *np.asarray(image.GetDirection())])
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_lies_where_the_scan_lies(tmp_path, code):
+    """For ITK too, which puts a NIfTI file without codes elsewhere than nibabel."""
+    scan = nib.Nifti1Image(np.zeros((8, 6, 4), np.float32), None)
+    scan.header.set_zooms((1.5, 2, 3))
+    affine = scan.header.get_base_affine()
+    scan.set_sform(affine, code)
+    scan.set_qform(affine, code)
+    file, label = tmp_path / "scan.nii.gz", tmp_path / "out" / "scan_seg.nii.gz"
+    nib.save(scan, file)
+    SaveLabeld("pred", tmp_path / "out")(EnsureChannelFirstd("pred")(LoadCased("pred")({"pred": file})))
+    for place in (place_for_itk, lambda path: nib.load(path).affine):
+        np.testing.assert_array_equal(place(label), place(file))
+    assert (np.ravel(place_for_itk(file)[0]) == 0).all() == (code == 0)  # the origin
 
 
 def test_names_and_subfolders(tmp_path, capsys):
