@@ -319,6 +319,16 @@ def test_tables(finished: Path):
     assert table.costs_table(rows)[1] == ["SAMed", "1.0", "2.0", "1.50"]
 
 
+def test_ablations_of_two_numbers_of_scans(finished: Path):
+    results = Results(finished / "results.csv")
+    for cell in grid.cells(["sum"], [], [0, 1, 2], "tiny", few=1):
+        results.add(cell, rows_of(1, dice=0.6 + 0.01 * cell.seed))
+    ablations = {row[0]: row[1:] for row in table.ablations_table(results.rows)}
+    assert ablations["SAMora"] == ["Dice, 1 scan", "difference", "Dice, 4 scans", "difference"]
+    assert ablations["plain sum, experts frozen"][1::2] == ["-20.0 ± 0.0 (3)", "-2.0 ± 0.0 (3)"]
+    assert ablations["teachers not continued"] == ["not run", "", "not run", ""]
+
+
 def test_report_and_plots(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(sys, "argv", ["table.py", str(finished)])
     table.main()

@@ -59,16 +59,17 @@ def classes_table(rows: Rows) -> list[list[str]]:
 
 
 def ablations_table(rows: Rows) -> list[list[str]]:
-    """Mean Dice of each ablation, and its difference to the reference, seed by seed."""
-    counts = sorted({int(row["labeled"]) for row in rows if row["ablation"]})
-    labeled = counts[-1] if counts else 0
-    reference = select(rows, system=REFERENCE, ablation="", labeled=labeled, fraction=1)
-    table = [[f"SAMora, {_scans(labeled)}", "Dice", "difference"], ["as it is", _text(reference), ""]]
-    for name, row in ABLATIONS.items():
-        dice = select(rows, system=REFERENCE, ablation=name, labeled=labeled, fraction=1)
-        both = sorted(set(dice) & set(reference))
-        difference = estimate([dice[seed] - reference[seed] for seed in both])
-        table.append([row.title, _text(dice), difference.text(signed=True) if difference else ""])
+    """Mean Dice of each ablation, and its difference to the reference, seed by seed; for each number of scans."""
+    table = [["SAMora"], ["as it is"], *([row.title] for row in ABLATIONS.values())]
+    for labeled in sorted({int(row["labeled"]) for row in rows if row["ablation"]}):
+        reference = select(rows, system=REFERENCE, ablation="", labeled=labeled, fraction=1)
+        table[0] += [f"Dice, {_scans(labeled)}", "difference"]
+        table[1] += [_text(reference), ""]
+        for line, name in zip(table[2:], ABLATIONS, strict=True):
+            dice = select(rows, system=REFERENCE, ablation=name, labeled=labeled, fraction=1)
+            both = sorted(set(dice) & set(reference))
+            difference = estimate([dice[seed] - reference[seed] for seed in both])
+            line += [_text(dice), difference.text(signed=True) if difference else ""]
     return table
 
 
