@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from bundle_process import HERE, ROOT, bundle_command, copy_bundle, run_process
 from grid import EPOCHS, Cell, all_rows
 from milestones import model_at
 from monai.bundle import ConfigParser
-from stage_one import StageOne, file_hash
+from stage_one import StageOne, file_hash, settings_hash
 
 from samora_monai.networks import LEVELS
 
@@ -47,11 +46,17 @@ class Study:
         data = {"datalist": str(self.stage_one.data["datalist"]), "modality": self.stage_one.data["modality"]}
         settings = data | self._common() | overlay | row.settings
         settings |= {"steps": self.budget.steps, "milestones": list(cell.milestones)}
-        settings["augmentation"] = augmentation_hash()
+        settings["augmentation"] = self.augmentation
         settings["base"] = "none" if row.overlay else file_hash(self.stage_one.base)
         if row.files:
             settings["experts_from"] = f"{row.files} {self.stage_one.home.name}"
         return settings
+
+    @cached_property
+    def augmentation(self) -> str:
+        """Hash of the bundle's random transforms, which no setting of a cell tells."""
+        config = ConfigParser.load_config_file(ROOT / "bundles" / BUNDLE / "configs" / "train.yaml")
+        return settings_hash(config["train"]["random_transforms"])
 
     def run(self, cell: Cell) -> list[dict[str, Any]]:
         """Trains and scores one cell.
@@ -108,12 +113,6 @@ class Study:
 
     def _learning(self) -> dict[str, Any]:
         return {"image_size": self.budget.image_size} | LEARNING[self.stage_one.encoder == "tiny"]["fine-tuning"]
-
-
-def augmentation_hash() -> str:
-    """Of the bundle's random transforms, which no setting of a cell tells."""
-    config = ConfigParser.load_config_file(ROOT / "bundles" / BUNDLE / "configs" / "train.yaml")
-    return hashlib.sha256(json.dumps(config["train"]["random_transforms"]).encode()).hexdigest()[:12]
 
 
 def read_scores(summary: Path) -> dict[str, str]:

@@ -76,8 +76,7 @@ class StageOne:
     @property
     def home(self) -> Path:
         """The folder of the files, named after the settings."""
-        digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
-        return self.folder / digest[:12]
+        return self.folder / settings_hash(self.settings())
 
     def experts(self, variant: str, seed: int) -> dict[str, Path]:
         """The file of each level, made if it is not there.
@@ -152,6 +151,11 @@ def clear_unfinished(folder: Path) -> None:
     """Removes what killed runs left."""
     for unfinished in folder.glob("**/running_*"):
         shutil.rmtree(unfinished, ignore_errors=True)  # a process that outlived its run may still write there
+
+
+def settings_hash(settings: Any) -> str:
+    """The start of the SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def file_hash(path: Path) -> str:
