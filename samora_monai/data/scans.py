@@ -7,7 +7,7 @@ MONAI's `ITKReader`, because that reader silently takes the first series of a fo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from samora_monai.errors import InputError, MissingFileError
@@ -66,13 +66,13 @@ def find_scans(path: str | os.PathLike, results: str | os.PathLike | None = None
             )
         return [{"image": str(root)}]
 
-    ours = None if results is None else os.path.realpath(absolute(results))
-    if os.path.realpath(root) == ours:
+    ours = [] if results is None else [os.path.realpath(absolute(results))]
+    if os.path.realpath(root) in ours:
         raise InputError(
             f"results would be written among the scans in '{root}', where the next run takes them for scans; "
             "choose another folder with --output_dir, a sub-folder for example"
         )
-    scans = sorted(walk(root, wanted=lambda path: os.path.realpath(path) != ours))
+    scans = sorted(walk(root, passed_over=ours))
     if not scans:
         raise InputError(f"no scan in '{root}'; looked for {_LOOKED_FOR} in it and its sub-folders")
     named: dict[Path, Path] = {}
@@ -87,6 +87,7 @@ def walk(
     root: Path,
     suffixes: tuple[str, ...] = VOLUME_SUFFIXES,
     wanted: Callable[[Path], bool] = lambda path: True,
+    passed_over: Iterable[str] = (),
 ) -> Iterator[Path]:
     """Files and DICOM folders in the tree at `root`, in no order; hidden ones are skipped.
 
@@ -94,11 +95,12 @@ def walk(
         root: a folder; searched whatever `wanted` says of it.
         suffixes: ends of the names of the files, in lower case.
         wanted: asked once of each sub-folder, before it is searched, and of each file.
+        passed_over: real paths of folders that are not searched.
 
     Raises:
         InputError: two DICOM series in one folder.
     """
-    visited: set[str] = set()  # links to folders are followed, but never in a circle
+    visited = set(passed_over)  # links to folders are followed, but never in a circle
     for folder, subfolders, files in os.walk(root, followlinks=True):
         if os.path.realpath(folder) in visited:
             subfolders.clear()

@@ -135,7 +135,7 @@ def _printable(name: str) -> str:
 def _unique_names(paths: list[str]) -> list[str]:
     # case names; where two agree, with as many parent folders as it takes, and x.nii beside x.nii.gz by the whole path
     names = [_case_name(path) for path in paths]
-    for depth in range(1, max(len(Path(path).parts) for path in paths)):
+    for depth in range(1, max((len(Path(path).parts) for path in paths), default=0)):
         if len(set(names)) == len(names):
             break
         names = [
