@@ -11,9 +11,8 @@ import torch
 from samora_monai.checkpoints import load_sam, save_expert
 from samora_monai.checkpoints.sam import base_keys
 from samora_monai.networks import LEVELS, Segmenter, build_segmenter
+from tests.bundles.command_line import BUNDLES
 from tests.tiny import randomise
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 def write_sam(path: Path, seed: int = 0, **settings: Any) -> Path:

@@ -39,7 +39,8 @@ from samora_monai.engine.token_pictures import WithAndWithoutInferer, principal_
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, build_segmenter
 from samora_monai.pretraining.denoising import DenoisingStudent
-from tests.bundles.weights import BUNDLES, trained_defaults, write_expert, write_sam
+from tests.bundles.command_line import BUNDLES
+from tests.bundles.weights import trained_defaults, write_expert, write_sam
 from tests.tiny import image, randomise, refused, tiny
 
 FEATURES = 4  # of the denoising decoder
