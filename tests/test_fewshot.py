@@ -27,6 +27,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "fewshot"
 sys.path.append(str(FOLDER))  # a folder of scripts, no package
 
 import grid  # noqa: E402
+import probe  # noqa: E402
 import random_experts  # noqa: E402
 import run  # noqa: E402
 import stage_one  # noqa: E402
@@ -276,6 +277,31 @@ def test_experts_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert runs["patch_raw"]["--normalize_target"] == "false" and "--normalize_target" not in runs["patch_trained"]
     assert runs["pixel_trained"]["--lr_scheduler::max_iterations"] == str(QUICK.expert_steps)
     assert not list(maker.home.glob("running_*"))
+
+
+# ---- probe
+
+
+def test_average_precision():
+    truth = torch.tensor([True, False, True, False])
+    assert probe.average_precision(torch.tensor([4.0, 3.0, 2.0, 1.0]), truth) == pytest.approx((1 + 2 / 3) / 2)
+    assert probe.average_precision(torch.tensor([1.0, 4.0, 2.0, 3.0]), truth) == pytest.approx((1 / 3 + 2 / 4) / 2)
+
+
+def test_probe_finds_what_the_tokens_tell_and_the_place_does_not():
+    generator = torch.Generator().manual_seed(0)
+
+    def scan() -> probe.Scan:
+        patches = (torch.rand(6, 1, probe.GRID, probe.GRID, generator=generator) > 0.8).float()
+        return torch.nn.functional.interpolate(patches, scale_factor=16), patches
+
+    def tokens(image: torch.Tensor) -> torch.Tensor:
+        inside = torch.nn.functional.avg_pool2d(image, 16)
+        return torch.cat([inside, 1 - inside, torch.zeros_like(inside)], 1)
+
+    known, new = [scan(), scan()], [scan()]
+    assert probe.probe(tokens, known, new) == pytest.approx([1.0])
+    assert probe.probe(None, known, new)[0] < 0.4
 
 
 # ---- tables and plots

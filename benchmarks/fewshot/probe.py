@@ -1,0 +1,125 @@
+"""What the tokens know before any fine-tuning: a linear probe for each expert of a study, without a training run.
+
+    python benchmarks/fewshot/probe.py DIR --folder OUT --datalist dataset_8.json --modality MR
+
+Tokens of SAM's encoder after its last block, with one expert each, go through a ridge regression to the part of their
+patch that is foreground. It learns from the first `--few` labelled scans and is scored on the other labelled ones,
+which a grid of that many scans does not use; the validation scans are not looked at. The place in the slice is given to
+all rows. Prints the average precision (area under precision over recall) of each scan.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from budget import LEARNING, QUICK
+from grid import FEW
+from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
+from torch import Tensor
+
+from samora_monai.checkpoints import load_expert, load_sam
+from samora_monai.data import LoadCased, ScaleScand, find_cases
+from samora_monai.networks import LEVELS, build_segmenter
+from samora_monai.pretraining import MAETeacher, load_teacher
+from samora_monai.pretraining.distillation import EncoderFeatures
+
+GRID = QUICK.image_size // 16  # tokens in a row
+STEP = 3  # every third slice
+RIDGE = 100.0
+Features = Callable[[Tensor], Tensor]  # [B, 1, H, W] -> [B, dim, GRID, GRID]
+Scan = tuple[Tensor, Tensor]  # slices [B, 1, H, W] in [0, 1]; part of each patch that is foreground, [B, 1, GRID, GRID]
+
+
+def read_scan(case: dict[str, str], modality: str) -> Scan:
+    """As training reads it, without augmentation."""
+    keys = ["image", "label"]
+    scale = ScaleScand("image", modality)
+    read = Compose([LoadCased(keys), EnsureChannelFirstd(keys), Orientationd(keys, "RAS", labels=None), scale])(case)
+    image, label = (read[key].as_tensor()[..., ::STEP].permute(3, 0, 1, 2) for key in keys)
+    image = F.interpolate(image, (QUICK.image_size, QUICK.image_size), mode="bilinear")
+    return image, F.adaptive_avg_pool2d((label > 0).float(), GRID)
+
+
+def place() -> Tensor:
+    """A quadratic function of the place in the slice, and a constant: ``[GRID GRID, 6]``."""
+    axis = torch.linspace(-1, 1, GRID)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x, y, x * x, y * y, x * y, torch.ones_like(x)], -1).flatten(0, 1)
+
+
+@torch.no_grad()
+def design(features: Features | None, image: Tensor) -> Tensor:
+    """One row for each token, in float64: the place, and the features at mean 0 and variance 1 if there are any."""
+    rows = place().expand(len(image), -1, -1)
+    if features is not None:
+        tokens = torch.cat([features(batch).flatten(2).mT for batch in image.split(16)])
+        rows = torch.cat([F.layer_norm(tokens, tokens.shape[-1:]), rows], -1)
+    return rows.flatten(0, 1).double()
+
+
+def average_precision(score: Tensor, truth: Tensor) -> float:
+    """The mean, over the positives, of the precision among those that score as high."""
+    hits = truth[score.argsort(descending=True)].double()
+    return float((hits.cumsum(0) / torch.arange(1, len(hits) + 1) * hits).sum() / hits.sum())
+
+
+def probe(features: Features | None, known: Sequence[Scan], new: Sequence[Scan]) -> list[float]:
+    """The average precision of each of the new scans, after a regression on the known ones."""
+    a = torch.cat([design(features, image) for image, _ in known])
+    y = torch.cat([part.flatten() for _, part in known]).double()
+    scale = a.square().mean(0).sqrt()
+    a = a / scale
+    weights = torch.linalg.solve(a.T @ a + RIDGE * torch.eye(a.shape[1]), a.T @ y) / scale
+    return [average_precision(design(features, image) @ weights, part.flatten() >= 0.5) for image, part in new]
+
+
+def encoder_with(base: Path, experts: dict[str, Path]) -> Features:
+    """The tokens of the base's encoder with at most one expert."""
+    rank = LEARNING[True]["expert"]["rank"]
+    net = build_segmenter("tiny", image_size=QUICK.image_size, experts=list(experts), rank=rank)
+    load_sam(net, base)
+    for level, file in experts.items():
+        load_expert(net, file, level)
+    return EncoderFeatures(net.eval())
+
+
+def patch_teacher(file: Path) -> Features:
+    """The tokens of the tiny MAE."""
+    teacher = MAETeacher("tiny").eval()
+    load_teacher(teacher, str(file))
+    return lambda image: teacher(image).mT.unflatten(2, (GRID, GRID))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("dataset_dir", type=Path)
+    parser.add_argument("--folder", type=Path, required=True, help="that of the study, quick or on the stand-in base")
+    parser.add_argument("--datalist", default="dataset.json")
+    parser.add_argument("--modality", default="CT", choices=("CT", "MR"))
+    parser.add_argument("--few", type=int, default=FEW, help=f"labelled scans to learn from; default {FEW}")
+    args = parser.parse_args()
+    base, homes = args.folder / "base" / "base.pt", sorted((args.folder / "stage1").glob("*"))
+    cases = find_cases(args.dataset_dir, args.datalist).training
+    if len(homes) != 1 or len(cases) <= args.few:
+        raise SystemExit(f"error: expected one stage 1 in '{args.folder}' and more than {args.few} labelled scans")
+    scans = [read_scan(case, args.modality) for case in cases]
+    rows: dict[str, Callable[[], Features | None]] = {
+        "place alone": lambda: None,
+        "base": partial(encoder_with, base, {}),
+        "patch teacher": partial(patch_teacher, homes[0] / "patch_teacher.pt"),
+    }
+    for variant in ("trained", "random_0"):
+        files = {level: homes[0] / f"{level}_{variant}.pt" for level in LEVELS}
+        rows |= {f"{level}, {variant}": partial(encoder_with, base, {level: file}) for level, file in files.items()}
+    for name, features in rows.items():
+        found = probe(features(), scans[: args.few], scans[args.few :])
+        print(f"{name:18}", f"{100 * sum(found) / len(found):5.1f}  ", *(f"{100 * value:5.1f}" for value in found))
+
+
+if __name__ == "__main__":
+    main()
