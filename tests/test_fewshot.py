@@ -304,6 +304,19 @@ def test_probe_finds_what_the_tokens_tell_and_the_place_does_not():
     assert probe.probe(None, known, new)[0] < 0.4
 
 
+def test_probe_of_a_folder_without_a_study_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "a.nii.gz").touch()
+    (tmp_path / "stage1" / "home").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["probe.py", str(tmp_path), "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1 scans have labels, and 4 are learned from"):
+        probe.main()
+    (tmp_path / "stage1" / "other").mkdir()
+    with pytest.raises(SystemExit, match="has 2 folders in stage1, expected one"):
+        probe.main()
+
+
 # ---- tables and plots
 
 

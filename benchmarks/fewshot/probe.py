@@ -24,6 +24,7 @@ from torch import Tensor
 
 from samora_monai.checkpoints import load_expert, load_sam
 from samora_monai.data import LoadCased, ScaleScand, find_cases
+from samora_monai.errors import InputError
 from samora_monai.networks import LEVELS, build_segmenter
 from samora_monai.pretraining import MAETeacher, load_teacher
 from samora_monai.pretraining.distillation import EncoderFeatures
@@ -101,18 +102,18 @@ def moved(features: Features, base: Features, image: Tensor) -> float:
     return float(((features(image) - base(image)).norm(dim=1) / base(image).norm(dim=1)).mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset_dir", type=Path)
-    parser.add_argument("--folder", type=Path, required=True, help="that of the study, quick or on the stand-in base")
-    parser.add_argument("--datalist", default="dataset.json")
-    parser.add_argument("--modality", default="CT", choices=("CT", "MR"))
-    parser.add_argument("--few", type=int, default=FEW, help=f"labelled scans to learn from; default {FEW}")
-    args = parser.parse_args()
+def show(args: argparse.Namespace) -> None:
+    """Prints one line for each row.
+
+    Raises:
+        InputError: the study has no stage 1 or several, files are missing, or too few scans have labels.
+    """
     base, homes = args.folder / "base" / "base.pt", sorted((args.folder / "stage1").glob("*"))
     cases = find_cases(args.dataset_dir, args.datalist).training
-    if len(homes) != 1 or len(cases) <= args.few:
-        raise SystemExit(f"error: expected one stage 1 in '{args.folder}' and more than {args.few} labelled scans")
+    if len(homes) != 1:
+        raise InputError(f"'{args.folder}' has {len(homes)} folders in stage1, expected one; give that of a study")
+    if len(cases) <= args.few:
+        raise InputError(f"{len(cases)} scans have labels, and {args.few} are learned from; give fewer with --few")
     scans = [read_scan(case, args.modality) for case in cases]
     known, new = scans[: args.few], scans[args.few :]
     without = encoder_with(base, {})
@@ -128,6 +129,19 @@ def main() -> None:
         for level in LEVELS:
             features = encoder_with(base, {level: homes[0] / f"{level}_{variant}.pt"})
             report(f"{level}, {variant}", features, f"  moved {moved(features, without, known[0][0]):.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("dataset_dir", type=Path)
+    parser.add_argument("--folder", type=Path, required=True, help="that of the study, on the stand-in base")
+    parser.add_argument("--datalist", default="dataset.json")
+    parser.add_argument("--modality", default="CT", choices=("CT", "MR"))
+    parser.add_argument("--few", type=int, default=FEW, help=f"labelled scans to learn from; default {FEW}")
+    try:
+        show(parser.parse_args())
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
