@@ -80,7 +80,7 @@ def all_rows(encoder: str) -> dict[str, Row]:
     return SYSTEMS | ablations(encoder)
 
 
-QUICK_ROWS = ("frozen", "samed", "h-sam", REFERENCE, "h-samora", "unet", "random-experts")
+QUICK_ROWS = tuple(name for name in SYSTEMS if name != "samora-block")
 
 
 @dataclass(frozen=True)
