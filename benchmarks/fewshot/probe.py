@@ -37,12 +37,11 @@ Scan = tuple[Tensor, Tensor]  # slices [B, 1, H, W] in [0, 1]; part of each patc
 
 
 def read_scan(case: dict[str, str], modality: str) -> Scan:
-    """As training reads it, without augmentation."""
+    """As training reads it, without augmentation; encoder and teacher resize the slices themselves."""
     keys = ["image", "label"]
     scale = ScaleScand("image", modality)
     read = Compose([LoadCased(keys), EnsureChannelFirstd(keys), Orientationd(keys, "RAS", labels=None), scale])(case)
     image, label = (read[key].as_tensor()[..., ::STEP].permute(3, 0, 1, 2) for key in keys)
-    image = F.interpolate(image, (QUICK.image_size, QUICK.image_size), mode="bilinear")
     return image, F.adaptive_avg_pool2d((label > 0).float(), GRID)
 
 
@@ -99,7 +98,8 @@ def patch_teacher(file: Path) -> Features:
 @torch.no_grad()
 def moved(features: Features, base: Features, image: Tensor) -> float:
     """How far the tokens lie from the base's, as a part of their length."""
-    return float(((features(image) - base(image)).norm(dim=1) / base(image).norm(dim=1)).mean())
+    before = base(image)
+    return float(((features(image) - before).norm(dim=1) / before.norm(dim=1)).mean())
 
 
 def show(args: argparse.Namespace) -> None:

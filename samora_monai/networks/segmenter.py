@@ -232,8 +232,7 @@ def build_segmenter(
         train: which parameters train, see `set_trainable`.
         stage: hierarchical decoder, evaluation: 3 the mean of both stages' logits, 2 the second's alone.
         embedding_noise, class_balanced_attention: hierarchical decoder, see `HierarchicalDecoder`.
-        fusion_start: HL-Attn's output projections before any training: ``"zero"``, SAM with the highest expert alone,
-            or ``"random"``.
+        fusion_start: HL-Attn's output projections at first: ``"zero"``, SAM with its highest expert, or ``"random"``.
 
     Raises:
         InputError: for a setting that does not exist or does not fit the others.
