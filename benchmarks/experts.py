@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from samora_monai.data import SliceDataset
 from samora_monai.demo import ENVIRONMENT, copy_bundle, make_base
-from samora_monai.engine.expert_pictures import without_experts
 from samora_monai.networks import LEVELS
+from samora_monai.pictures.expert import without_experts
 from samora_monai.pretraining import MAETeacher, SimCLRTeacher
 
 TEACHERS: dict[str, dict[str, Any]] = {

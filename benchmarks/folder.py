@@ -22,7 +22,7 @@ import nibabel
 import numpy as np
 import torch
 
-from samora_monai.engine.settings import write_settings
+from samora_monai.checkpoints.settings import write_settings
 from samora_monai.networks import LEVELS, build_segmenter
 
 CONFIG = Path(__file__).parents[1] / "bundles" / "samora_segmentation" / "configs" / "inference.json"

@@ -17,8 +17,8 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 
 from samora_monai.checkpoints import load_model
+from samora_monai.checkpoints.settings import read_settings
 from samora_monai.data import find_cases
-from samora_monai.engine.settings import read_settings
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.replacing import replacing
 

@@ -1,11 +1,34 @@
 """SAMora for MONAI: SAM with self-supervised low-rank experts, fused by HL-Attn, for medical segmentation.
 
-Paper: SAMora, ICCV 2025. The package holds what no library has; everything else is MONAI, Ignite and torch.
-Bundle configs say ``$import samora_monai`` and use everything from there.
+Paper: SAMora, ICCV 2025. Bundle configs say `$import samora_monai` and reach every room of the package from there;
+a room is imported when it is first used.
 """
+
+from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
 
-from samora_monai import checkpoints, data, engine, losses, metrics, networks
+ROOMS = (
+    "checkpoints",
+    "data",
+    "federated",
+    "handlers",
+    "inference",
+    "losses",
+    "metrics",
+    "networks",
+    "pictures",
+    "pretraining",
+    "public_data",
+    "report",
+    "schedules",
+    "synthetic",
+    "workflow",
+)
 
-__all__ = ["__version__", "checkpoints", "data", "engine", "losses", "metrics", "networks"]
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ROOMS:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,15 @@
 """The errors that a user can mend.
 
-Library code raises them like any `ValueError`. In a bundle run `samora_monai.engine.startup` prints them as the one
+Library code raises them like any `ValueError`. In a bundle run `samora_monai.workflow.startup` prints them as the one
 sentence they are, instead of MONAI's nested traceback, and the process ends with exit code 1.
 Each message is one line: the thing, what was expected, what was got, the remedy.
 """
 
 from __future__ import annotations
+
+import re
+
+_IN_WORKER_TEXT = re.compile(r"^samora_monai\.errors\.\w+: (.+)$", re.MULTILINE)
 
 
 class InputError(ValueError):
@@ -17,3 +21,34 @@ class MissingFileError(InputError, FileNotFoundError):
 
     def __str__(self) -> str:  # OSError would print an errno tuple
         return str(self.args[0]) if self.args else ""
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """Return the `InputError` behind `error`, or None if there is none.
+
+    Follows `__cause__`, or `__context__` where an exception was raised while another was handled. An exception that
+    crossed a process boundary carries its traceback as text; the error is restored from that text.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = str(error)
+        in_worker = _IN_WORKER_TEXT.search(text) if "Original Traceback" in text else None
+        if in_worker:
+            return InputError(in_worker[1])
+        if isinstance(error, InputError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def user_message(error: BaseException | None) -> str | None:
+    """Return the message of the `InputError` behind `error`, or None if there is none."""
+    found = input_error(error)
+    return None if found is None else str(found)
+
+
+def one_line(error: Exception, limit: int = 200) -> str:
+    """The reason in an exception's text: ITK puts it behind source positions, and it may have many lines."""
+    text = " ".join((str(error) or type(error).__name__).split("ITK ERROR:")[-1].split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,19 +1,23 @@
 """The segmentation losses of SAMed (https://arxiv.org/abs/2304.13785) and H-SAM (https://arxiv.org/abs/2403.18271).
 
-Differs from their code in: the label is brought to the logits' grid with cell centres aligned (`nearest-exact`), as the
-logits are later enlarged with `align_corners=False`; SciPy's `zoom` of the reference aligns the corners instead.
+Differs from their code in: the label is resized to the grid of the logits with aligned cell centres (`nearest-exact`),
+because the logits are later enlarged with `align_corners=False`; SciPy's `zoom` in the reference aligns the corners.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import ignite.distributed as idist
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from ignite.engine import Engine, Events
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 from monai.utils import convert_to_tensor
+
+from samora_monai.errors import InputError
+
+_SMOOTH = 1e-5  # MONAI's default, in numerator and denominator of the Dice term
 
 
 class SegmentationLoss(nn.Module):
@@ -21,24 +25,30 @@ class SegmentationLoss(nn.Module):
 
     With p the softmax over K classes and t the one-hot label, sums over pixels and the whole batch:
     `Dice = mean_k 1 - (2 sum p_k t_k + 1e-5) / (sum p_k^2 + sum t_k^2 + 1e-5)`; CE is the mean over all pixels.
-    A class that is absent from the batch costs up to 1 in its Dice term wherever it is predicted, as in the reference.
+    As in the reference, a class that is absent from the batch costs up to 1 in its Dice term where it is predicted.
 
     Args:
         lambda_ce: weight of the cross-entropy; 0.2 in SAMed, 0.1 in H-SAM.
         lambda_dice: weight of the Dice loss; 0.8 in SAMed, 0.9 in H-SAM.
-        upsample_logits: False takes the label down to the logits (nearest; SAMed), True takes the logits up to the
-            label (bilinear), which costs memory and sees thin structures.
+        upsample_logits: False reduces the label to the size of the logits (nearest; SAMed). True enlarges the logits to
+            the size of the label (bilinear), which costs memory and resolves thin structures.
+        all_processes: sum the Dice term over the batches of all processes of a distributed run, see `SharedDice`.
     """
 
-    def __init__(self, lambda_ce: float = 0.2, lambda_dice: float = 0.8, upsample_logits: bool = False) -> None:
+    def __init__(
+        self,
+        lambda_ce: float = 0.2,
+        lambda_dice: float = 0.8,
+        upsample_logits: bool = False,
+        all_processes: bool = False,
+    ) -> None:
         super().__init__()
         self.upsample_logits = upsample_logits
         self.dice_ce = DiceCELoss(
             to_onehot_y=True, softmax=True, squared_pred=True, batch=True, lambda_ce=lambda_ce, lambda_dice=lambda_dice
         )
-
-    def attach(self, engine: Engine) -> None:
-        """Nothing to follow: the loss of one decoder is the same in every epoch of `engine`, the trainer."""
+        if all_processes:
+            self.dice_ce.dice = SharedDice()
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """
@@ -67,26 +77,25 @@ def second_stage_weight(epoch: int) -> float:
 
 
 class HierarchicalLoss(SegmentationLoss):
-    """H-SAM's loss `(1 - w) L(logits_1) + w L(logits_2)`, with w = :func:`second_stage_weight` of the epoch.
-
-    Attach it to the trainer, so that it follows the epoch, also after a resume.
+    """H-SAM's loss `(1 - w) L(logits_1) + w L(logits_2)`, with w = `second_stage_weight` of the epoch.
 
     Args:
-        lambda_ce: weight of the cross-entropy.
-        lambda_dice: weight of the Dice loss.
-        upsample_logits: as in :class:`SegmentationLoss`.
+        lambda_ce, lambda_dice, upsample_logits, all_processes: as in `SegmentationLoss`.
     """
 
-    def __init__(self, lambda_ce: float = 0.1, lambda_dice: float = 0.9, upsample_logits: bool = False) -> None:
-        super().__init__(lambda_ce, lambda_dice, upsample_logits)
+    def __init__(
+        self,
+        lambda_ce: float = 0.1,
+        lambda_dice: float = 0.9,
+        upsample_logits: bool = False,
+        all_processes: bool = False,
+    ) -> None:
+        super().__init__(lambda_ce, lambda_dice, upsample_logits, all_processes)
         self.epoch = 0
 
-    def attach(self, engine: Engine) -> None:
-        """Follow the epoch of `engine`, the trainer."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._follow)
-
-    def _follow(self, engine: Engine) -> None:
-        self.epoch = engine.state.epoch - 1  # ignite counts from 1
+    def set_epoch(self, epoch: int) -> None:
+        """Use the weight of `epoch`, counted from 0. In a bundle `TrainingHandlers` calls this."""
+        self.epoch = epoch
 
     def forward(self, logits: Sequence[torch.Tensor], label: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """
@@ -102,6 +111,44 @@ class HierarchicalLoss(SegmentationLoss):
         return (1 - w) * super().forward(first, label) + w * super().forward(second, label)
 
 
-def build_loss(decoder: str, upsample_logits: bool = False) -> SegmentationLoss:
-    """The published loss of a network with this decoder: SAMed's for ``"sam"``, H-SAM's for ``"hierarchical"``."""
-    return (HierarchicalLoss if decoder == "hierarchical" else SegmentationLoss)(upsample_logits=upsample_logits)
+class SharedDice(DiceLoss):
+    """`mean_k 1 - (2 sum p_k t_k + 1e-5) / (sum p_k^2 + sum t_k^2 + 1e-5)`, the sums over all processes' batches.
+
+    Computed for each process alone it would be the Dice loss of a small batch: with two slices in place of four, more
+    classes are absent, each of which costs up to 1.
+    """
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Logits [B, K, H, W] and label [B, 1, H, W], class numbers 0 ... K-1 -> a scalar, equal in all processes."""
+        probability = logits.softmax(1)
+        target = F.one_hot(label[:, 0].long(), logits.shape[1]).movedim(-1, 1).to(logits.dtype)  # [B, K, H, W]
+        common = (probability * target).sum((0, 2, 3))
+        sizes = (probability**2).sum((0, 2, 3)) + target.sum((0, 2, 3))
+        common, sizes = _sum_over_processes(torch.stack([common, sizes]))
+        return (1 - (2 * common + _SMOOTH) / (sizes + _SMOOTH)).mean()
+
+
+def _sum_over_processes(x: torch.Tensor) -> torch.Tensor:
+    # The gradient is that of x times the number of processes, because DistributedDataParallel averages gradients.
+    total = idist.all_reduce(x.detach().clone())
+    assert isinstance(total, torch.Tensor)
+    return total + idist.get_world_size() * (x - x.detach())
+
+
+LOSSES = {"sam": SegmentationLoss, "hierarchical": HierarchicalLoss}
+
+
+def build_loss(decoder: str, upsample_logits: bool = False, all_processes: bool = False) -> SegmentationLoss:
+    """Build the published loss of a decoder: SAMed's for `"sam"`, H-SAM's for `"hierarchical"`.
+
+    Args:
+        decoder: a key of `LOSSES`.
+        upsample_logits, all_processes: as in `SegmentationLoss`. With `all_processes`, the gradient averaged over
+            processes equals that of a single process with all slices.
+
+    Raises:
+        InputError: unknown decoder.
+    """
+    if decoder not in LOSSES:
+        raise InputError(f"no loss for decoder {decoder!r}; choose one of {', '.join(LOSSES)}")
+    return LOSSES[decoder](upsample_logits=upsample_logits, all_processes=all_processes)

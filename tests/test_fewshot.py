@@ -19,7 +19,7 @@ from ignite.engine import Engine
 
 from samora_monai.checkpoints import load_expert, load_sam, save_expert
 from samora_monai.checkpoints.files import write_checkpoint
-from samora_monai.engine.settings import read_settings
+from samora_monai.checkpoints.settings import read_settings
 from samora_monai.networks import LEVELS, build_segmenter, set_trainable
 from tests.tiny import TINY, image, refused, tiny
 

@@ -2,9 +2,9 @@
 
     python benchmarks/fewshot/base.py FOLDER [--steps 3200 --device cpu]
 
-Prompt-free segmentation of five kinds of outlines (`samora_monai.data.shapes`) by the real bundle, encoder and decoder
-from random weights. Nothing in the pictures is anatomy. It trains at 112 pixels, which is a quarter of the work of 224;
-a larger network takes the weights by the rule that SAMed resizes Meta's 1024 ones with. Writes FOLDER/base.pt.
+Prompt-free segmentation of five kinds of outlines (`samora_monai.synthetic.shapes`) by the real bundle, encoder
+and decoder from random weights. Nothing in the pictures is anatomy. It trains at 112 pixels, a quarter of the work of
+224; a larger network takes the weights by the rule that SAMed resizes Meta's 1024 ones with. Writes FOLDER/base.pt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from budget import FULL
 from bundle_process import HERE, bundle_command, copy_bundle, run_process
 from milestones import model_at
 
-from samora_monai.data.shapes import write_shapes
+from samora_monai.synthetic.shapes import write_shapes
 
 SETTINGS = {"encoder": "tiny", "image_size": 112, "experts": [], "trainable": "all", "sam_checkpoint": "none"}
 SETTINGS |= {"batch_size": 16, "learning_rate": 0.001, "warmup": 100, "epochs": 1, "val_interval": 1}

@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from samora_monai.checkpoints.files import write_checkpoint
-from samora_monai.engine.settings import write_settings
+from samora_monai.checkpoints.settings import write_settings
 
 
 def model_at(path: str | Path, epoch: int) -> Path:

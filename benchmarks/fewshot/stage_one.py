@@ -26,7 +26,7 @@ from typing import Any
 from budget import LEARNING, Budget
 from bundle_process import HERE, bundle_command, copy_bundle, run_process
 
-from samora_monai.engine.provenance import file_sha256
+from samora_monai.checkpoints.files import file_sha256
 from samora_monai.networks import LEVELS
 
 TAUGHT = ("image", "patch")

@@ -16,9 +16,7 @@ from monailabel.config import settings
 from monailabel.interfaces.exception import MONAILabelException
 
 from samora_monai.checkpoints.files import read_checkpoint
-from samora_monai.data.transforms import one_line
-from samora_monai.engine.error_hook import user_message
-from samora_monai.errors import InputError, MissingFileError
+from samora_monai.errors import InputError, MissingFileError, one_line, user_message
 
 __all__ = ["app"]
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from samora_monai.errors import InputError, MissingFileError
+from samora_monai.networks.strict import misfit
 from samora_monai.replacing import replacing
-from samora_monai.state_dicts import misfit
 
+_CHUNK = 1 << 20  # bytes
 FORMAT_VERSION = 1  # of our expert and adapter files
 Source = Union[str, "os.PathLike[str]", Mapping[str, Any]]
 
@@ -169,6 +170,15 @@ def sha256_of(state: Mapping[str, Tensor]) -> str:
     for key in sorted(state):
         digest.update(key.encode())
         digest.update(state[key].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

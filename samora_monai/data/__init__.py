@@ -2,8 +2,9 @@
 
 from samora_monai.data.any_image import LoadUnlabeledd, ScaleUnlabeledd
 from samora_monai.data.classes import resolve_class_names
-from samora_monai.data.datalist import Cases, check_modality, find_cases, require_validation
+from samora_monai.data.datalist import Cases, find_cases, require_validation
 from samora_monai.data.label_files import SaveLabeld, check_output_dir
+from samora_monai.data.modality import check_modality
 from samora_monai.data.run_cases import CaseList, cases_of, find_training, given_cases
 from samora_monai.data.scans import case_name, find_scans
 from samora_monai.data.slices import SliceDataset

@@ -19,9 +19,9 @@ from monai.transforms import EnsureChannelFirst, MapTransform, Orientation
 from monai.utils import ImageMetaKey
 from PIL import Image, ImageSequence
 
-from samora_monai.data.transforms import CheckCased, LoadCase, ScaleScand, one_line
+from samora_monai.data.transforms import CheckCased, LoadCase, ScaleScand
 from samora_monai.data.unlabeled import format_of
-from samora_monai.errors import InputError, MissingFileError
+from samora_monai.errors import InputError, MissingFileError, one_line
 
 PICTURES = ("PNG", "JPEG", "TIFF")
 ARRAYS = ("npy", "npz", "HDF5")

@@ -12,16 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monai.data import load_decathlon_datalist
 
 from samora_monai.data.scans import absolute, case_name, find_scans, relative_case
-from samora_monai.data.transforms import check_known_modality
 from samora_monai.errors import InputError, MissingFileError
-
-if TYPE_CHECKING:
-    from samora_monai.data.unlabeled import UnlabeledScans
 
 DEFAULT_DATALIST = "dataset.json"
 _LISTS = {"training": ("training",), "validation": ("validation", "val"), "unlabeled": ("unlabeled",)}
@@ -115,16 +111,6 @@ def write_datalist(
     file = root / DEFAULT_DATALIST
     file.write_text(json.dumps(header | dict(lists), indent=1) + "\n", encoding="utf-8")
     return file
-
-
-def check_modality(cases: Cases | UnlabeledScans, modality: str) -> None:
-    """Raise an `InputError` if the datalist states another modality than the setting `modality`."""
-    check_known_modality(modality)
-    if cases.modality not in (None, modality):
-        raise InputError(
-            f"'{cases.source}' says that the scans are {cases.modality}, but modality is {modality}; "
-            f"use --modality {cases.modality}"
-        )
 
 
 def _read_json(file: Path) -> dict[str, Any]:

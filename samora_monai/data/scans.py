@@ -119,6 +119,29 @@ def walk(
             yield Path(folder)
 
 
+def scan_files(scan: str | os.PathLike) -> list[Path]:
+    """The files that hold a scan: those of a DICOM folder, the header and the voxels of an `.mhd`, else one file."""
+    path = absolute(scan)
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    if path.suffix.lower() == ".mhd":  # the voxels are in a file beside the header
+        return sorted(file for file in path.parent.iterdir() if file.stem == path.stem and file.is_file())
+    return [path]
+
+
+def fingerprint(scan: str | os.PathLike) -> list[tuple[str, int, int]]:
+    """Name, size in bytes and time of change in ns of each file of a scan; equal as long as the scan is unchanged.
+
+    Raises:
+        MissingFileError: the scan does not exist or cannot be read.
+    """
+    try:
+        stats = [(file.name, file.stat()) for file in scan_files(scan)]
+    except OSError as error:
+        raise MissingFileError(f"'{absolute(scan)}' does not exist or cannot be read: {error.strerror}") from error
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
 def _is_volume(path: Path) -> bool:
     return path.name.lower().endswith(VOLUME_SUFFIXES)
 

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from samora_monai import __version__
-from samora_monai.data.scans import absolute
-from samora_monai.data.transforms import one_line
-from samora_monai.errors import InputError, MissingFileError
+from samora_monai.data.scans import absolute, fingerprint
+from samora_monai.errors import InputError, one_line
 from samora_monai.replacing import replacing
 
 
@@ -110,17 +109,7 @@ class SliceCache:
         Raises:
             MissingFileError: there is no such scan.
         """
-        path = absolute(scan)
-        parts = [path]
-        if path.is_dir():  # DICOM
-            parts = sorted(part for part in path.iterdir() if part.is_file())
-        elif path.suffix.lower() == ".mhd":  # a header; the values are in a file beside it
-            parts = sorted(part for part in path.parent.iterdir() if part.stem == path.stem)
-        try:
-            stats = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
-        except OSError as error:
-            raise MissingFileError(f"'{path}' does not exist or cannot be read: {error.strerror}") from error
-        digest = hashlib.sha256(repr((str(path), stats, self.settings)).encode()).hexdigest()
+        digest = hashlib.sha256(repr((str(absolute(scan)), fingerprint(scan), self.settings)).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.npy"
 
     def get(self, file: Path) -> tuple[CachedSlices, np.ndarray] | None:

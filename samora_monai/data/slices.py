@@ -19,7 +19,7 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from samora_monai.data.slice_cache import CachedSlices, CacheError, MemorySlices, SliceCache
-from samora_monai.errors import InputError
+from samora_monai.errors import InputError, input_error
 
 CONTENT_ABOVE = 0.1  # a pixel above this, of [0, 1], is not background
 
@@ -102,7 +102,7 @@ class SliceDataset(Dataset):
             try:
                 image, label, content = self._read(item, cache)
             except Exception as error:  # Compose wraps what a transform raises
-                mistake = _input_error(error)
+                mistake = input_error(error)
                 if mistake is None or isinstance(mistake, CacheError) or not skip_unreadable:
                     raise
                 reason = reason or str(mistake)
@@ -195,9 +195,3 @@ def _to_slices(volume: torch.Tensor, slice_axis: int, size: int, label: bool) ->
         else:
             slices = F.interpolate(slices, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
     return slices.contiguous()
-
-
-def _input_error(error: BaseException | None) -> InputError | None:
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error

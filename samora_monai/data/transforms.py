@@ -23,9 +23,9 @@ from monai.transforms import (
 )
 from monai.utils import ImageMetaKey
 
-from samora_monai.errors import InputError, MissingFileError
+from samora_monai.data.modality import check_known_modality
+from samora_monai.errors import InputError, MissingFileError, one_line
 
-MODALITIES = ("CT", "MR")
 AFFINE_TOLERANCE = 1e-3  # mm
 
 
@@ -157,12 +157,6 @@ class ScaleScand(MapTransform):
         return d
 
 
-def check_known_modality(modality: str) -> None:
-    """Raise an `InputError` unless `modality` is `"CT"` or `"MR"`."""
-    if modality not in MODALITIES:
-        raise InputError(f"modality must be 'CT' or 'MR', got {modality!r}; use --modality CT or --modality MR")
-
-
 def _check_volume(image: torch.Tensor, kind: str) -> None:
     if image.ndim != 4 or image.shape[0] != 1:
         spatial = list(image.shape[1:]) + [image.shape[0]] * (image.shape[0] > 1)
@@ -225,9 +219,3 @@ def _name(image: torch.Tensor) -> str:
 
 def _affine_text(image: MetaTensor) -> str:
     return str(np.round(np.asarray(image.affine, dtype=float), 3)[:3].tolist())
-
-
-def one_line(error: Exception, limit: int = 200) -> str:
-    """The reason in an exception's text: ITK puts it behind source positions, and it may have many lines."""
-    text = " ".join((str(error) or type(error).__name__).split("ITK ERROR:")[-1].split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -15,7 +15,7 @@ import pytest
 from monai.bundle import ConfigWorkflow, create_workflow
 from monai.utils import set_determinism
 
-from samora_monai.data.phantoms import write_phantoms
+from samora_monai.synthetic.phantoms import write_phantoms
 from tests.bundles.command_line import (
     CONFIGS,
     EXPERT_BUNDLES,

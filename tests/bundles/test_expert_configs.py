@@ -95,7 +95,7 @@ def test_training_of_pixel_differs_in_what_is_learned():
         assert (expert.pop("teacher"), expert["level"]) == ("@taught_by", "image")
         expert["level"] = "pixel"
         assert ours == [handler for handler in theirs if not handler["_target_"].endswith("BestCheckpoint")]
-    own = ("$@teacher_weights", "$samora_monai.engine.startup.check_positive(noise=@noise)")
+    own = ("$@teacher_weights", "$samora_monai.workflow.startup.check_positive(noise=@noise)")
     assert [line for line in image["initialize"] if line not in own] == [
         line for line in pixel["initialize"] if line not in own
     ]

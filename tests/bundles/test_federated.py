@@ -21,11 +21,11 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from monai.utils import set_determinism
 from torch import Tensor
 
-from samora_monai.data.phantoms import CLASS_NAMES
-from samora_monai.engine.error_hook import user_message
-from samora_monai.engine.schedule import warmup_poly
 from samora_monai.federated import FROZEN, AdapterAlgo
 from samora_monai.networks import LEVELS
+from samora_monai.schedules import warmup_poly
+from samora_monai.synthetic.phantoms import CLASS_NAMES
+from samora_monai.workflow.error_hook import user_message
 from tests.bundles.command_line import BUNDLE, Bundle, CommandLine
 from tests.bundles.weights import write_expert, write_sam
 from tests.test_federated import STAYS

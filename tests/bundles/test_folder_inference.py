@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from samora_monai.engine.error_hook import user_message
 from samora_monai.replacing import replacing
+from samora_monai.workflow.error_hook import user_message
 from tests.bundles import test_two_processes
 from tests.bundles.command_line import Bundle, Finished, files, wait_until
 from tests.bundles.conftest import Trained

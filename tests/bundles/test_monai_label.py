@@ -17,10 +17,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, SaveImaged
 
+from samora_monai.checkpoints.settings import read_settings
 from samora_monai.data import given_cases, resolve_class_names
-from samora_monai.engine.origin import origin_of
-from samora_monai.engine.settings import read_settings
 from samora_monai.errors import MissingFileError
+from samora_monai.workflow.origin import origin_of
 from tests.bundles.command_line import Bundle
 from tests.bundles.conftest import Trained
 from tests.label.models import HEADER, SAMORA, write_model

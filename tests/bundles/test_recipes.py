@@ -12,9 +12,9 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import optional_import
 
-from samora_monai.data.published_splits import SPLITS
-from samora_monai.engine.overrides import SEPARATOR
 from samora_monai.networks import LEVELS
+from samora_monai.public_data.splits import SPLITS
+from samora_monai.workflow.overrides import SEPARATOR
 from tests.bundles.command_line import BUNDLE, FAST, Bundle
 
 TRAIN = BUNDLE / "configs" / "train.yaml"

@@ -18,10 +18,10 @@ import torch
 from monai.bundle import ConfigParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from samora_monai.data.phantoms import CLASS_NAMES
-from samora_monai.engine.provenance import file_sha256
-from samora_monai.engine.settings import read_settings
+from samora_monai.checkpoints.settings import read_settings
 from samora_monai.networks import build_segmenter
+from samora_monai.report.provenance import file_sha256
+from samora_monai.synthetic.phantoms import CLASS_NAMES
 from tests.bundles.command_line import FAST, ROOT, Bundle, Finished
 from tests.bundles.conftest import Trained
 

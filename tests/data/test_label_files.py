@@ -14,8 +14,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd
 
 from samora_monai.data import LoadCased, SaveLabeld, check_output_dir, label_files
 from samora_monai.data.label_files import ORIGIN, read_origin
-from samora_monai.data.phantoms import make_phantom
 from samora_monai.errors import InputError
+from samora_monai.synthetic.phantoms import make_phantom
 
 
 def label_map(scan, shape=(1, 4, 5, 3)):

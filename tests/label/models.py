@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from samora_monai.checkpoints.files import write_checkpoint
-from samora_monai.data.phantoms import CLASS_NAMES
-from samora_monai.engine.settings import write_settings
+from samora_monai.checkpoints.settings import write_settings
 from samora_monai.networks import LEVELS, build_segmenter
+from samora_monai.synthetic.phantoms import CLASS_NAMES
 from tests.bundles.weights import trained_defaults
 from tests.tiny import randomise
 

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from samora_monai.data.phantoms import CLASS_NAMES, write_phantoms
-from samora_monai.engine.settings import read_settings
+from samora_monai.checkpoints.settings import read_settings
+from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
 from tests.bundles.test_workflow import write_dicom
 from tests.label.models import write_model
 from tests.label.server import LABEL_PYTHON, NAME, ROOT, Server

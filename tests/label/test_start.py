@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from samora_monai.data.phantoms import CLASS_NAMES, write_phantoms
 from samora_monai.errors import MissingFileError
+from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
 from tests.label.models import write_model
 from tests.label.server import ROOT
 from tests.tiny import refused

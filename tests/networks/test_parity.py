@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from samora_monai.checkpoints import load_sam, load_samed
-from samora_monai.engine.schedule import WarmupPolyLR
 from samora_monai.losses import SegmentationLoss
 from samora_monai.networks import Segmenter, build_segmenter
 from samora_monai.networks.mask_decoder import MaskDecoder
 from samora_monai.networks.prompt_encoder import PromptEncoder
 from samora_monai.networks.rel_pos_attention import relative_rows
+from samora_monai.schedules import WarmupPolyLR
 from tests.goldens import INDEX, Golden, names, seeded
 
 IDENTITY = {"pixel_mean": (0, 0, 0), "pixel_std": (1, 1, 1)}

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from samora_monai.checkpoints import load_hsam, load_sam
 from samora_monai.checkpoints.hsam import without_unused
-from samora_monai.engine.schedule import WarmupPolyLR
 from samora_monai.losses import second_stage_weight
 from samora_monai.networks import Segmenter, build_segmenter
+from samora_monai.schedules import WarmupPolyLR
 from tests.goldens import INDEX, Golden, names, seeded
 
 DTYPES = [torch.float32, torch.float64]

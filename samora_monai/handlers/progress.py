@@ -1,0 +1,131 @@
+"""One line every few seconds: where the run is, how it does, when it ends."""
+
+from __future__ import annotations
+
+import time
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Events
+from monai.engines import Evaluator, SupervisedTrainer
+from monai.handlers import TensorBoardStatsHandler
+from monai.utils import CommonKeys as Keys
+
+from samora_monai.handlers.tensorboard import TensorBoard
+
+
+class Progress:
+    """Trainer handler that prints `epoch 3/100  12.4%  loss 0.43  lr 1.2e-3  31 slices/s  ETA 00:12:30`.
+
+    Prints every `interval` seconds and at the end of each epoch, on rank 0 only. The loss is the mean over the lines'
+    interval, at an epoch's end over the epoch; the rate counts the slices of all ranks. The remaining time is
+    extrapolated from this run alone, validation included, so that it is right after a resume.
+    For a MONAI `SupervisedTrainer` with or without `decollate`.
+
+    Args:
+        interval: seconds between two lines within an epoch.
+    """
+
+    def __init__(self, interval: float = 10.0) -> None:
+        self.interval = interval
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Print the progress of `engine`, the trainer."""
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.STARTED, self._started)
+            engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    def _started(self, engine: SupervisedTrainer) -> None:
+        self.start_time = time.monotonic()
+        self.start_iteration = engine.state.iteration
+
+    def _epoch_started(self, engine: SupervisedTrainer) -> None:
+        self.epoch_losses, self.epoch_slices, self.epoch_time = _Mean(), 0, time.monotonic()
+        self._new_line()
+
+    def _new_line(self) -> None:
+        self.line_losses, self.line_slices, self.line_time = _Mean(), 0, time.monotonic()
+
+    def _iteration(self, engine: SupervisedTrainer) -> None:
+        batch, output = engine.state.batch, engine.state.output
+        slices = len(batch) if isinstance(batch, list) else len(batch[Keys.IMAGE])  # decollated or not
+        loss = (output[0] if isinstance(output, list) else output)[Keys.LOSS]
+        self.line_losses.add(loss)
+        self.epoch_losses.add(loss)
+        self.line_slices += slices
+        self.epoch_slices += slices
+        epoch_ends = engine.state.iteration % engine.state.epoch_length == 0  # which prints a line of its own
+        if not epoch_ends and time.monotonic() - self.line_time >= self.interval:
+            self._print(engine, self.line_losses, self.line_slices, self.line_time)
+            self._new_line()
+
+    def _epoch_completed(self, engine: SupervisedTrainer) -> None:
+        self._print(engine, self.epoch_losses, self.epoch_slices, self.epoch_time)
+
+    def _print(self, engine: SupervisedTrainer, losses: _Mean, slices: int, since: float) -> None:
+        now, state = time.monotonic(), engine.state
+        total = state.max_epochs * state.epoch_length
+        remaining = (now - self.start_time) / (state.iteration - self.start_iteration) * (total - state.iteration)
+        rate = slices * idist.get_world_size() / max(now - since, 1e-9)
+        line = (
+            f"epoch {state.epoch}/{state.max_epochs}",
+            f"{state.iteration / total:.1%}",
+            f"loss {losses.value():.4g}",
+            f"lr {engine.optimizer.param_groups[0]['lr']:.1e}".replace("e-0", "e-"),
+            f"{rate:.{0 if rate >= 10 else 1}f} slices/s",
+            f"ETA {duration(remaining)}",
+        )
+        print("  ".join(line), flush=True)
+
+
+class ValidationLog:
+    """Evaluator handler that prints `validation mean Dice 0.812 (best 0.812 at epoch 3, saved)`.
+
+    The metrics are written to TensorBoard too. List it after the handler that saves the best weights, whose word
+    `saved` it reports. Rank 0 only.
+
+    Args:
+        name: what to call the key metric.
+        tensorboard: where the metrics are written, if anywhere.
+    """
+
+    def __init__(self, name: str = "mean Dice", tensorboard: TensorBoard | None = None) -> None:
+        self.name = name
+        self.tensorboard = tensorboard
+
+    def attach(self, engine: Evaluator) -> None:
+        """Print the key metric of `engine`, the evaluator, after each validation."""
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._completed)
+            if self.tensorboard is not None:
+                TensorBoardStatsHandler(self.tensorboard.writer, iteration_log=False).attach(engine)
+
+    def _completed(self, engine: Evaluator) -> None:
+        state = engine.state
+        value = state.metrics[state.key_metric_name]
+        saved = ", saved" if getattr(state, "saved_epoch", None) == state.epoch else ""
+        best = f"best {state.best_metric:.4g} at epoch {state.best_metric_epoch}{saved}"
+        print(f"validation {self.name} {value:.4g} ({best})", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`hh:mm:ss`; hours may exceed 24."""
+    minutes, s = divmod(round(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{s:02d}"
+
+
+class _Mean:
+    """Mean of losses that stay on their device until asked for, so that adding one does not wait for the GPU."""
+
+    def __init__(self) -> None:
+        self.total: float | torch.Tensor = 0.0
+        self.count = 0
+
+    def add(self, value: float | torch.Tensor) -> None:
+        self.total = self.total + (value.detach() if isinstance(value, torch.Tensor) else value)
+        self.count += 1
+
+    def value(self) -> float:
+        return float(self.total) / self.count

@@ -1,0 +1,63 @@
+"""TensorBoard: one event file for a run, and the overlay of a validation."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Events
+from monai.engines import Evaluator
+from monai.utils import CommonKeys as Keys
+
+
+class TensorBoard:
+    """The event file of a run, opened when the first value is written; only rank 0 should write.
+
+    Args:
+        log_dir: folder of the file.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike) -> None:
+        self.log_dir = str(log_dir)
+
+    @cached_property
+    def writer(self) -> Any:
+        """The `torch.utils.tensorboard.SummaryWriter`."""
+        from torch.utils.tensorboard import SummaryWriter  # the import takes a second
+
+        return SummaryWriter(self.log_dir)
+
+    def flush(self) -> None:
+        """Write everything to disk."""
+        self.writer.flush()
+
+
+class OverlayToTensorBoard:
+    """Evaluator handler that adds the most labelled slice of the first case to TensorBoard, as `validation/overlay`.
+
+    The engine's decollated output holds `image`, `pred` and `label` as MetaTensors [1, X, Y, Z] on one grid, the image
+    in [0, 1], the others label maps. Rank 0 only.
+
+    Args:
+        tensorboard: where the picture is written.
+    """
+
+    def __init__(self, tensorboard: TensorBoard) -> None:
+        self.tensorboard = tensorboard
+
+    def attach(self, engine: Evaluator) -> None:
+        """Draw at the first iteration of each validation of `engine`."""
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, i: i == 1), self._draw)
+
+    def _draw(self, engine: Evaluator) -> None:
+        from samora_monai.pictures.overlay import axial_slices, most_telling_slice, overlay  # imports matplotlib
+
+        item = engine.state.output[0]
+        image, label, pred = (axial_slices(item[key]) for key in (Keys.IMAGE, Keys.LABEL, Keys.PRED))
+        z = most_telling_slice(label)
+        num_classes = 1 + int(max(label.max(), pred.max()))  # a class has the same colour whatever their number
+        picture = overlay(image[z], label[z], pred[z], num_classes)
+        self.tensorboard.writer.add_image("validation/overlay", picture, engine.state.epoch, dataformats="HWC")

@@ -1,0 +1,66 @@
+"""The handlers that every trainer of this package has, as one."""
+
+from __future__ import annotations
+
+import ignite.distributed as idist
+from ignite.engine import Events
+from monai.engines import Evaluator, SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, from_engine
+from monai.utils import CommonKeys as Keys
+from torch.optim.lr_scheduler import LambdaLR
+
+from samora_monai.handlers.nan_guard import NanGuard
+from samora_monai.handlers.progress import Progress
+from samora_monai.handlers.tensorboard import TensorBoard
+from samora_monai.handlers.validation import EpochValidation
+
+
+class TrainingHandlers:
+    """Trainer handler that attaches, in this order:
+
+    - `LrScheduleHandler`, one step of the schedule per iteration;
+    - `NanGuard` and `Progress`;
+    - the epoch of the loss function, if it has `set_epoch` (H-SAM's loss);
+    - the loss in TensorBoard, as `train_loss`, on rank 0;
+    - `EpochValidation`.
+
+    The trainer does not decollate; its output becomes a list with one dict for the whole batch, so that MONAI's
+    `from_engine(["loss"], first=True)` finds the loss, as MONAI's MLflow settings expect.
+
+    Args:
+        lr_scheduler: stepped after every iteration.
+        validator: the evaluator; None for a training that is validated from outside (federated).
+        val_interval: epochs from one validation to the next.
+        tensorboard: where the loss is written.
+    """
+
+    def __init__(
+        self, lr_scheduler: LambdaLR, validator: Evaluator | None, val_interval: int, tensorboard: TensorBoard
+    ) -> None:
+        self.lr_scheduler = lr_scheduler
+        self.validator = validator
+        self.val_interval = val_interval
+        self.tensorboard = tensorboard
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Attach all of them to `engine`, a trainer with `decollate=False`."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _list_output)
+        LrScheduleHandler(self.lr_scheduler, print_lr=False, epoch_level=False).attach(engine)
+        NanGuard().attach(engine)
+        Progress().attach(engine)
+        if set_epoch := getattr(engine.loss_function, "set_epoch", None):
+            engine.add_event_handler(Events.EPOCH_STARTED, lambda: set_epoch(engine.state.epoch - 1))
+        if idist.get_rank() == 0:
+            TensorBoardStatsHandler(
+                summary_writer=self.tensorboard.writer,
+                tag_name="train_loss",
+                output_transform=from_engine([Keys.LOSS], first=True),
+            ).attach(engine)
+            engine.add_event_handler(Events.EPOCH_COMPLETED | Events.COMPLETED, self.tensorboard.flush)
+        if self.validator is not None:
+            EpochValidation(self.val_interval, self.validator).attach(engine)
+
+
+def _list_output(engine: SupervisedTrainer) -> None:
+    engine.state.output = [engine.state.output]

@@ -1,0 +1,83 @@
+"""What the pixel expert learned: noisy slices, and what the encoder and the decoder make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.metrics import PSNRMetric, SSIMMetric
+from monai.transforms import MapTransform
+from monai.utils import CommonKeys as Keys
+from torch import Tensor
+
+from samora_monai.errors import InputError
+from samora_monai.pictures.expert import ExpertPictures, upright
+from samora_monai.pictures.panels import Panel, save_panels
+
+
+class FixedNoised(MapTransform):
+    """Add Gaussian noise that is the same in every run, for every case of one shape and on every machine.
+
+    Args:
+        keys: keys of tensors.
+        sigma: standard deviation of the noise.
+
+    Raises:
+        InputError: `sigma` is not a positive number.
+    """
+
+    def __init__(self, keys: KeysCollection, sigma: float) -> None:
+        super().__init__(keys)
+        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not sigma > 0:
+            raise InputError(f"noise must be above 0, on images in [0, 1], got {sigma!r}; use for example --noise 0.1")
+        self.sigma = sigma
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
+        """Values in [0, 1] -> the same shape, not clipped."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            noise = torch.randn(d[key].shape, generator=torch.Generator().manual_seed(0))
+            d[key] = d[key] + self.sigma * noise
+        return d
+
+
+def likeness(pictures: Tensor, clean: Tensor) -> tuple[list[float], list[float]]:
+    """PSNR in dB and SSIM of each picture, as it is shown: clipped to [0, 1].
+
+    Args:
+        pictures, clean: ``[K, 1, H, W]``.
+    """
+    shown = pictures.clamp(0, 1)
+    psnr = PSNRMetric(max_val=1.0)(y_pred=shown, y=clean)
+    ssim = SSIMMetric(spatial_dims=2)(y_pred=shown, y=clean)
+    return psnr.flatten().tolist(), ssim.flatten().tolist()  # type: ignore[union-attr]
+
+
+class DenoisingPictures(ExpertPictures):
+    """Handler that draws three slices of a case: clean, noisy and denoised.
+
+    The evaluator's output holds the noisy image, the clean label and the denoised prediction, each ``[1, X, Y, K]``.
+
+    Args:
+        output_dir: folder of the pictures ``<case>.png``.
+    """
+
+    def draw(self, path: Path, case: Mapping[str, Any], output: Mapping[str, Any]) -> str:
+        """See `ExpertPictures`; the words are means over the slices."""
+        noisy, clean, denoised = (output[key].movedim(-1, 0).cpu() for key in (Keys.IMAGE, Keys.LABEL, Keys.PRED))
+        scores = [likeness(pictures, clean) for pictures in (noisy, denoised)]
+        width, height = case["extent"].tolist()
+        rows = []
+        for k, index in enumerate(case["slices"].tolist()):
+            place = f"slice {index}\nclean" if len(clean) > 1 else "clean"
+            row = [Panel(upright(clean[k, 0]), place, (width, height))]
+            for name, pictures, (psnr, ssim) in zip(("noisy", "denoised"), (noisy, denoised), scores, strict=True):
+                title = f"{name}\nPSNR {psnr[k]:.1f} dB   SSIM {ssim[k]:.3f}"
+                row.append(Panel(upright(pictures[k, 0]), title, (width, height)))
+            rows.append(row)
+        save_panels(path, rows, f"{case['case']}: denoised through the pixel expert")
+        (before, similar), (after, more_similar) = ([sum(s) / len(s) for s in score] for score in scores)
+        return f"PSNR {before:.1f} -> {after:.1f} dB, SSIM {similar:.3f} -> {more_similar:.3f}"

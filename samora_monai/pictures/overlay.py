@@ -1,0 +1,123 @@
+"""Pictures of a segmentation: the prediction as a tint, the reference as a contour, over the grey scan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+from monai.utils import convert_to_numpy
+from scipy.ndimage import binary_erosion
+
+# matplotlib's ten, neighbours far apart
+COLORS = ("red", "blue", "green", "orange", "purple", "cyan", "pink", "olive", "brown", "gray")
+TINT = 0.45  # opacity of the prediction
+MAX_CONTOUR = 512  # slices up to this side get a contour of one pixel, larger ones in proportion
+
+
+def class_colors(num_classes: int) -> np.ndarray:
+    """RGB in [0, 1] for each class, [num_classes, 3]; the background is black."""
+    named = np.array([to_rgb(f"tab:{name}") for name in COLORS])
+    foreground = named[np.arange(num_classes - 1) % len(named)]
+    return np.concatenate([np.zeros((1, 3)), foreground])
+
+
+def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None, num_classes: int) -> np.ndarray:
+    """One slice with the prediction as a translucent fill and the reference as a contour.
+
+    Args:
+        image: [H, W], values in [0, 1] (others are clipped).
+        label: reference label map [H, W], or None.
+        pred: predicted label map [H, W], or None.
+        num_classes: number of classes, background included.
+
+    Returns:
+        [H, W, 3] uint8.
+    """
+    colors = class_colors(num_classes)
+    rgb = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=-1).astype(float)  # [H, W, 3]
+    if pred is not None:
+        inside = pred > 0
+        rgb[inside] = (1 - TINT) * rgb[inside] + TINT * colors[pred[inside].astype(int)]
+    if label is not None:
+        width = -(-max(image.shape) // MAX_CONTOUR)
+        for index in range(1, num_classes):
+            mask = label == index
+            rgb[mask & ~binary_erosion(mask, iterations=width)] = colors[index]
+    return np.round(255 * rgb).astype(np.uint8)
+
+
+def axial_slices(volume: MetaTensor) -> np.ndarray:
+    """A volume as radiologists look at it: slices from foot to head, the front on top, the patient's right at the left.
+
+    Args:
+        volume: [1, X, Y, Z] with an affine.
+
+    Returns:
+        [Z', H, W], a view of the same values, Z' the axis nearest to the body's.
+    """
+    return convert_to_numpy(Orientation("LPS", labels=None)(volume))[0].transpose(2, 1, 0)
+
+
+def most_telling_slice(label: np.ndarray) -> int:
+    """The index of the slice with the most classes and, among these, the most labelled pixels.
+
+    Args:
+        label: label map [Z, H, W].
+    """
+    scores = [(len(np.unique(s[s > 0])), int(np.count_nonzero(s))) for s in label]
+    ties = [z for z, score in enumerate(scores) if score == max(scores)]
+    return ties[len(ties) // 2]  # the middle one, also of an empty map
+
+
+def save_overlay_png(
+    path: str | os.PathLike,
+    image: np.ndarray,
+    pred: np.ndarray,
+    label: np.ndarray | None = None,
+    class_names: Sequence[str] = ("background", "foreground"),
+    title: str | None = None,
+) -> None:
+    """Write scan, reference (if given) and prediction side by side, with a legend of the classes on the slice.
+
+    Args:
+        path: the PNG file; its folder is made if needed.
+        image: [H, W], values in [0, 1], rows from top to bottom.
+        pred: predicted label map [H, W].
+        label: reference label map [H, W].
+        class_names: in the order of the label values, background first.
+        title: one line above.
+    """
+    num_classes = len(class_names)
+    panels = [("Scan", overlay(image, None, None, num_classes))]
+    if label is not None:
+        panels.append(("Reference", overlay(image, label, label, num_classes)))
+    panels.append(("Prediction", overlay(image, pred, pred, num_classes)))
+
+    height, width = image.shape
+    side = 4.0  # inches
+    figure = Figure(figsize=(side * len(panels), side * height / width + 1.1), facecolor="black", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels))
+    for axis, (name, picture) in zip(axes, panels, strict=True):
+        axis.imshow(picture, interpolation="lanczos")
+        axis.set_title(name, color="white", fontsize=13)
+        axis.set_axis_off()
+    if title is not None:
+        figure.suptitle(title, color="white", fontsize=14)
+    shown = np.unique(pred if label is None else np.stack([pred, label])).astype(int)
+    colors = class_colors(num_classes)
+    handles = [Patch(color=colors[i], label=class_names[i]) for i in shown if i > 0]
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False, labelcolor="white"
+        )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,100 @@
+"""What the patch expert learned: the tokens of a slice as colours, with the expert and without it.
+
+The first three principal components of the tokens are red, green and blue, as in DINOv2
+(https://arxiv.org/abs/2304.07193): tokens that the network takes for alike have one colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import CommonKeys as Keys
+from torch import Tensor
+
+from samora_monai.inference.inferers import SliceStackInferer
+from samora_monai.networks import Segmenter
+from samora_monai.networks.segmenter import resize_image
+from samora_monai.pictures.expert import ExpertPictures, upright, without_experts
+from samora_monai.pictures.panels import Panel, save_panels
+
+PERCENTILES = (0.01, 0.99)  # of a component, that become 0 and 1
+
+
+class WithAndWithoutInferer(SliceStackInferer):
+    """The network's answers to every slice, and those that it would give without its experts.
+
+    Args:
+        segmenter: the part of the network that has experts.
+        batch_size: slices in one forward pass.
+    """
+
+    def __init__(self, segmenter: Segmenter, batch_size: int = 8) -> None:
+        super().__init__(batch_size)
+        self.segmenter = segmenter
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """``[B, C, X, Y, Z]`` in [0, 1] -> ``[B, 2, ..., Z]``, with and without."""
+        expert = super().__call__(inputs, network, *args, **kwargs)
+        with without_experts(self.segmenter):
+            base = super().__call__(inputs, network, *args, **kwargs)
+        return torch.stack([expert, base], 1)
+
+
+def principal_colors(tokens: Tensor, brightness: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens to colours by their first three principal components.
+
+    A component has no sign of its own: here it grows with the brightness of the tokens' places.
+
+    Args:
+        tokens: ``[K, dim, h, w]``, of K slices that share the components.
+        brightness: ``[K, h, w]``.
+
+    Returns:
+        RGB ``[K, h, w, 3]`` in [0, 1], and the part of the variance in each component ``[3]``.
+    """
+    t = tokens.permute(0, 2, 3, 1).flatten(0, 2).double()  # [N, dim]
+    t = t - t.mean(0)
+    variances, axes = torch.linalg.eigh(t.T @ t)  # increasing
+    scores = t @ axes[:, -3:].flip(1)  # [N, 3]
+    b = brightness.flatten().double()
+    scores = scores * torch.where((b - b.mean()) @ scores < 0, -1, 1)
+    low, high = torch.quantile(scores, torch.tensor(PERCENTILES, dtype=scores.dtype), dim=0)
+    colors = ((scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).eps)).clamp(0, 1)
+    parts = variances[-3:].flip(0).clamp_min(0) / variances.sum().clamp_min(torch.finfo(scores.dtype).tiny)
+    return colors.reshape(*brightness.shape, 3).float(), parts.float()
+
+
+class TokenPictures(ExpertPictures):
+    """Handler that draws three slices of a case: the slice, its tokens with the expert, and without.
+
+    The evaluator's output holds the slices ``[1, X, Y, K]`` and the tokens ``[2, dim, g, g, K]`` of
+    `WithAndWithoutInferer`; each of the two has its own components, so that colours compare within a column only.
+
+    Args:
+        output_dir: folder of the pictures ``<case>.png``.
+    """
+
+    def draw(self, path: Path, case: Mapping[str, Any], output: Mapping[str, Any]) -> str:
+        """See `ExpertPictures`; the words tell how much the expert changed the tokens."""
+        slices = output[Keys.IMAGE].movedim(-1, 0).cpu()  # [K, 1, X, Y]
+        both = output[Keys.PRED].movedim(-1, 1).float().cpu()  # [2, K, dim, g, g]
+        brightness = resize_image(slices, (both.shape[-2], both.shape[-1]))[:, 0]
+        maps, parts = zip(*(principal_colors(tokens, brightness) for tokens in both), strict=True)
+        width, height = case["extent"].tolist()
+        columns = ("with the patch expert", "SAM alone")
+        rows = []
+        for k, index in enumerate(case["slices"].tolist()):
+            place = f"slice {index}" if len(slices) > 1 else "picture"
+            row = [Panel(upright(slices[k, 0]), place, (width, height))]
+            for name, colors in zip(columns, maps, strict=True):
+                picture = upright(colors[k].movedim(-1, 0)).transpose(1, 2, 0)
+                row.append(Panel(picture, name if k == 0 else "", (width, height), smooth=False))
+            rows.append(row)
+        save_panels(path, rows, f"{case['case']}: principal components of the tokens")
+        expert, base = both - both.mean((1, 3, 4), keepdim=True)  # what all tokens share tells none of them apart
+        change = float((expert - base).norm() / base.norm())
+        shown = " and ".join(f"{part.sum():.0%}" for part in parts)
+        return f"expert moves tokens by {change:.0%} of their spread; colours show {shown} of the variance"

@@ -1,0 +1,74 @@
+"""The three pictures of a case in a report: scan, reference, prediction; as PNG in `data:` URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from samora_monai.pictures.overlay import overlay
+from samora_monai.report.shown_cases import TellingSlice
+
+SIDE = 640  # pixels of the longer side; outlines are two wide, so that they can be seen at half the size
+FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
+FONT_SIZE = 19
+
+
+class CasePictures(NamedTuple):
+    """PNG files as `data:` URIs, equal in size."""
+
+    scan: str
+    reference: str  # filled and outlined
+    prediction: str  # filled, with the outline of the reference
+    width: int
+    height: int
+
+
+def case_pictures(shown: TellingSlice, num_classes: int) -> CasePictures:
+    """Draw a slice with square pixels; each class has its number beside it, since colours come again after ten.
+
+    Args:
+        shown: the slice.
+        num_classes: number of classes, background included.
+    """
+    rows, columns = shown.image.shape
+    extent = np.array([rows * shown.pixel_mm[0], columns * shown.pixel_mm[1]])
+    height, width = (max(1, round(side)) for side in (SIDE * extent / extent.max()).tolist())
+
+    def resized(picture: np.ndarray, how: Image.Resampling) -> np.ndarray:
+        return np.asarray(Image.fromarray(picture).resize((width, height), how))
+
+    image = resized(shown.image, Image.Resampling.BICUBIC) / 255
+    label, pred = (resized(labels, Image.Resampling.NEAREST) for labels in (shown.label, shown.pred))
+    return CasePictures(
+        _data_uri(Image.fromarray(overlay(image, None, None, num_classes))),
+        _data_uri(_numbered(overlay(image, label, label, num_classes), label)),
+        _data_uri(_numbered(overlay(image, label, pred, num_classes), pred)),
+        width,
+        height,
+    )
+
+
+def _numbered(picture: np.ndarray, labels: np.ndarray) -> Image.Image:
+    # picture [H, W, 3] uint8, label map [H, W] -> the picture with each number right of its region
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    font = ImageFont.truetype(str(FONT), FONT_SIZE)
+    for index in np.unique(labels[labels > 0]).tolist():
+        y, x = np.nonzero(labels == index)
+        right = int(x.argmax())
+        left = min(int(x[right]) + 3, drawn.width - int(draw.textlength(str(index), font)) - 2)
+        top = min(max(int(y[right]), FONT_SIZE), drawn.height - FONT_SIZE)
+        draw.text((left, top), str(index), "white", font, anchor="lm", stroke_width=2, stroke_fill="black")
+    return drawn
+
+
+def _data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,145 @@
+"""`report.html`: an evaluation on one page that needs nothing else, neither files, network nor scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from samora_monai.metrics import ClassMetrics
+from samora_monai.report.case_article import ShownCase, case_article
+from samora_monai.report.class_summary import ClassSummary, mean_dice
+from samora_monai.report.class_tables import dice_table, hd95_table
+from samora_monai.report.html_text import number, text
+from samora_monai.report.style import STYLE
+
+# a page that cannot load anything, even if a name in it were to get past the escaping
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="$policy">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<link rel="icon" href="data:,">
+<style>$style</style>
+</head>
+<body>
+<header>
+<h1>Segmentation report</h1>
+<p class="quiet">$subtitle</p>
+<p class="purpose">Research only, not for clinical decisions.</p>
+$figures
+</header>
+<main>
+<section aria-labelledby="classes">
+<h2 id="classes">Results per class</h2>
+<p>$measures_text</p>
+<p>$plots_text</p>
+<div class="measures">
+$measures
+</div>
+</section>
+<section aria-labelledby="cases">
+<h2 id="cases">Cases</h2>
+<p>$cases_text</p>
+$cases
+</section>
+<section aria-labelledby="run">
+<h2 id="run">Run</h2>
+$facts
+</section>
+<section aria-labelledby="model">
+<h2 id="model">Model settings</h2>
+$settings
+</section>
+</main>
+</body>
+</html>
+""")
+MEASURES_TEXT = (
+    "Dice is the overlap of prediction and reference, from 0 (none) to 1 (equal). HD95 is a distance in millimetres: "
+    "95 % of the points of each surface lie within it from the other surface; smaller is better. Only cases with the "
+    "class in the reference have a Dice, only those with the class in both have an HD95. Missed: in the reference, "
+    "nothing predicted. False alarm: predicted, not in the reference."
+)
+PLOTS_TEXT = (
+    "Box: the middle half of the cases; thick line: median; whiskers: the last case within 1.5 box lengths; dots: "
+    "the cases beyond, or all cases where there are fewer than five."
+)
+CASES_TEXT = (
+    "Cases are ranked by their mean Dice over the classes of their reference. Slices are axial and seen from the feet: "
+    "the patient's right is at the left, the front on top. Reference and prediction are filled; the lines on the "
+    "prediction are the reference's outline. Numbers stand right of the region that they name. All cases are in "
+    "metrics.csv beside this file."
+)
+
+
+def report_page(
+    cases: Mapping[str, Sequence[ClassMetrics]],
+    summaries: Sequence[ClassSummary],
+    class_names: Sequence[str],
+    shown_cases: Sequence[ShownCase],
+    facts: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> str:
+    """The page as text of HTML 5.
+
+    Args:
+        cases: the metrics of each case by its name.
+        summaries: of each foreground class, and last of their mean.
+        class_names: in the order of the label values, background first.
+        shown_cases: from top to bottom; without those that have no class in their reference.
+        facts: name and value of what is known of the run.
+        settings: of the model.
+    """
+    total = summaries[-1]
+    count = f"{len(cases)} {'case' if len(cases) == 1 else 'cases'}"
+    classes = f"{len(class_names) - 1} {'class' if len(class_names) == 2 else 'classes'}"
+    figures = {
+        "Cases": str(len(cases)),
+        "Mean Dice": number(total.means["dice"], 3),
+        "Mean HD95, mm": number(total.means["hd95_mm"], 1),
+        "Missed": str(total.missed),
+        "False alarms": str(total.false_alarms),
+    }
+    cards = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in figures.items())
+    cases_text = CASES_TEXT
+    unranked = [name for name, rows in cases.items() if np.isnan(mean_dice(rows))]
+    if unranked:
+        cases_text += f" Without any class in the reference, and therefore not ranked: {', '.join(unranked)}."
+    return PAGE.substitute(
+        policy=POLICY,
+        title=text(f"Segmentation report: {count}, mean Dice {figures['Mean Dice']}"),
+        style=STYLE,
+        subtitle=text(f"{count}, {classes}. {facts.get('Evaluated', '')}"),
+        figures=f'<dl class="figures">{cards}</dl>',
+        measures_text=text(MEASURES_TEXT),
+        plots_text=text(PLOTS_TEXT),
+        measures=dice_table(cases, summaries) + hd95_table(cases, summaries),
+        cases_text=text(cases_text),
+        cases="\n".join(case_article(case, class_names) for case in shown_cases),
+        facts=_facts("Where this result comes from", facts),
+        settings=_facts("Settings of the model, as this run used them", _readable(settings)),
+    )
+
+
+def _facts(caption: str, facts: Mapping[str, str]) -> str:
+    rows = "\n".join(
+        f'<tr><th scope="row">{text(name)}</th><td><code>{text(value)}</code></td></tr>'
+        for name, value in facts.items()
+    )
+    return f'<table class="facts"><caption>{caption}</caption>\n<tbody>\n{rows}\n</tbody>\n</table>'
+
+
+def _readable(settings: Mapping[str, Any]) -> dict[str, str]:
+    plain = ((name, list(value) if isinstance(value, tuple) else value) for name, value in settings.items())
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        for name, value in plain
+    }

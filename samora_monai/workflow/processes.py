@@ -1,0 +1,96 @@
+"""Several processes in one run: who they are, what each does, what they wait for."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+import ignite.distributed as idist
+import torch
+import torch.distributed as dist
+from monai.data import DistributedSampler
+from monai.utils import set_determinism
+from torch import nn
+from torch.utils.data import Dataset
+
+from samora_monai.errors import InputError
+
+PATIENCE = datetime.timedelta(days=30)  # of a process that has finished its scans, for those of the others
+
+
+def own_device() -> torch.device:
+    """The GPU of this process, by its LOCAL_RANK (0 in a job array, whose jobs see their own GPU only), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def own_share() -> tuple[int, int]:
+    """Rank of this process and number of processes: RANK and WORLD_SIZE, which torchrun or a job script sets.
+
+    Raises:
+        InputError: one is missing, no whole number or out of range.
+    """
+    given = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+    if not all(value.isdecimal() for value in given) or int(given[0]) >= int(given[1]):
+        raise InputError(
+            f"expected RANK from 0 to WORLD_SIZE - 1 in the environment, got RANK={given[0]!r} "
+            f"WORLD_SIZE={given[1]!r}; start with torchrun, or set both in the job script"
+        )
+    return int(given[0]), int(given[1])
+
+
+def join_launched() -> None:
+    """Join the processes of torchrun for `wait_for_others` alone; without torchrun, as in a job array, nobody."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(own_device())
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+
+
+def init_process_group() -> None:
+    """Join the processes that torchrun started: nccl where there are GPUs, gloo elsewhere."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(own_device())
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def leave_process_group() -> None:
+    """The opposite of `init_process_group` and `join_launched`; in a run with one process, nothing."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def set_process_seed(seed: int) -> None:
+    """Another seed for each process, so that their augmentations differ; call it once the networks are built."""
+    set_determinism(seed=seed + (idist.get_rank()))
+
+
+def wrap(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network for training in several processes; on GPUs its batch norms see the batches of all of them."""
+    if torch.device(device).type != "cuda":
+        return nn.parallel.DistributedDataParallel(network)
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return nn.parallel.DistributedDataParallel(network, device_ids=[device])
+
+
+def shared_sampler(dataset: Dataset, even_divisible: bool, shuffle: bool, items: str = "slices") -> DistributedSampler:
+    """MONAI's `DistributedSampler`: each process its share of the dataset.
+
+    Args:
+        dataset: what is shared.
+        even_divisible: repeat a few items so that all shares are equally long.
+        shuffle: draw another order in each epoch.
+        items: what the dataset holds, for the message.
+
+    Raises:
+        InputError: some process would get none.
+    """
+    count: int = len(dataset)  # type: ignore[arg-type]
+    if count < idist.get_world_size():
+        raise InputError(
+            f"{idist.get_world_size()} processes cannot share {count} {items}; "
+            "start fewer with --nproc_per_node or give more"
+        )
+    return DistributedSampler(dataset, even_divisible=even_divisible, shuffle=shuffle)

@@ -1,0 +1,85 @@
+"""Two labels have one origin only if the same model, settings and scan made them; which scans a process has to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from samora_monai.data import SaveLabeld
+from samora_monai.data.label_files import ORIGIN
+from samora_monai.inference import label_origin
+from samora_monai.inference.folder import scans_to_do
+from samora_monai.inference.label_origin import LabelOrigin
+
+SETTINGS = [{"encoder": "tiny"}, (-125, 275), False]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    return tmp_path / "model.pt"
+
+
+def scan(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"voxels")
+    os.utime(path, (1e9, 1e9))
+    return path
+
+
+def test_everything_that_changes_a_label_changes_its_origin(model: Path, tmp_path: Path, monkeypatch):
+    volume, header = scan(tmp_path / "v.nii.gz"), scan(tmp_path / "h.mhd")
+    raw, series = scan(tmp_path / "h.raw"), scan(tmp_path / "s" / "1.dcm").parent
+    seen = set()
+
+    def is_new(path: Path, settings: list = SETTINGS) -> bool:
+        text = LabelOrigin(model, settings).of(path)
+        assert text == LabelOrigin(str(model), list(settings)).of(str(path)) and len(text) <= 79
+        new = text not in seen
+        seen.add(text)
+        return new
+
+    assert is_new(volume) and is_new(header) and is_new(series)
+    assert not is_new(volume) and not is_new(header) and not is_new(series)
+    assert is_new(volume, [{"encoder": "tiny"}, (-125, 275), True])
+    os.utime(volume, (1e9, 1e9 + 1))
+    raw.write_bytes(b"others")
+    scan(series / "2.dcm")
+    assert is_new(volume) and is_new(header) and is_new(series)
+    model.write_bytes(b"weight5")
+    assert is_new(volume)
+    monkeypatch.setattr(label_origin, "__version__", "0")
+    assert is_new(volume)
+
+
+def test_scans_of_a_process(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Every scan is in one share; a label is left out of it only with `resume`; nobody else's files are touched."""
+    scans = [{"image": str(scan(tmp_path / "scans" / f"{name}.nii.gz"))} for name in "abcde"]
+    origin, saver = LabelOrigin(model, SETTINGS), SaveLabeld("pred", tmp_path / "labels", tmp_path / "scans")
+    shares = [scans_to_do(scans, saver, origin, (rank, 2), False) for rank in range(2)]
+    assert [[Path(item["image"]).name[0] for item in share] for share in shares] == [["a", "c", "e"], ["b", "d"]]
+    assert capsys.readouterr().out.splitlines() == [
+        "rank 0 of 2: 3 scans, 0 finished before",
+        "rank 1 of 2: 2 scans, 0 finished before",
+    ]
+    for item in shares[0][:2]:
+        label = MetaTensor(torch.ones(1, 4, 5, 3), meta={"filename_or_obj": item["image"]})
+        saver({"pred": label, ORIGIN: item[ORIGIN]})
+    for name in (".0a1b2c3d4e5f_e_seg.nii.gz", ".0a1b2c3d4e5f_d_seg.nii.gz", ".0a_notes.txt"):
+        (tmp_path / "labels" / name).touch()
+    assert scans_to_do(scans, saver, origin, (0, 2), True) == shares[0][2:]
+    assert scans_to_do(scans, saver, origin, (0, 2), False) == shares[0]
+    assert scans_to_do(scans, saver, LabelOrigin(model, []), (0, 1), True) == [
+        {"image": item["image"], ORIGIN: LabelOrigin(model, []).of(item["image"])} for item in scans
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        "rank 0 of 2: 3 scans, 2 finished before",
+        "rank 0 of 2: 3 scans, 2 finished before; they are made again, --resume true would keep them",
+    ]
+    left = sorted(path.name for path in (tmp_path / "labels").iterdir())
+    assert left == [".0a_notes.txt", "a_seg.nii.gz", "c_seg.nii.gz"]  # the last call had all five scans
+    assert scans_to_do(scans[:1], saver, origin, (1, 2), True) == []

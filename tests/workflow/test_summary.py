@@ -1,0 +1,89 @@
+"""The start-up summary and its memory estimate."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from samora_monai.workflow.summary import count_parameters, print_summary, training_bytes
+
+
+def network():
+    net = torch.nn.Sequential(torch.nn.Linear(100, 40), torch.nn.Linear(40, 5))
+    net[0].requires_grad_(False)
+    return net
+
+
+class Slices:
+    """Stands for a SliceDataset."""
+
+    num_slices_total = 80
+    nbytes = 2_500_000_000
+
+    def __len__(self):
+        return 8
+
+
+def test_summary(capsys):
+    net = network()
+    slices: Any = Slices()
+    net.describe = lambda: "SAMora, vit_b"
+    cases: Any = SimpleNamespace(training=[1] * 4, validation=[1], source="/data/dataset.json")
+    print_summary(
+        network=net,
+        device=torch.device("cpu"),
+        cases=cases,
+        class_names=["background", "liver"],
+        batch_size=2,
+        image_size=64,
+        amp=False,
+        dataset=slices,
+    )
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["device"].startswith("cpu (")
+    assert lines["versions"].startswith("samora_monai 0.")
+    assert lines["data"] == "/data/dataset.json"
+    assert lines["scans"] == "4 training (8 of 80 slices), 1 validation"
+    assert lines["classes"] == "0 background, 1 liver"
+    assert lines["network"] == "SAMora, vit_b"
+    assert lines["parameters"] == "205 of 4,245 train (4.8%)"
+    assert lines["memory"].endswith("; 2.5 GB of RAM for the slices")
+
+
+def test_quiet_on_other_ranks(capsys, monkeypatch):
+    cases: Any = None
+    monkeypatch.setattr("samora_monai.workflow.summary.is_main_process", lambda: False)
+    print_summary(network(), torch.device("cpu"), cases, [], 1, 64, False)
+    assert capsys.readouterr().out == ""
+
+
+def test_bytes_by_hand():
+    """205 trainable of 4245 values; 2 slices of 4 x 4 tokens; matrices with 40 and 5 outputs."""
+    assert count_parameters(network()) == (205, 4245)
+    want = {"weights": 4 * 4245, "training": 12 * 205, "activations": 1.5 * 32 * 45 * 4}
+    assert training_bytes(network(), 2, 64, False) == want
+    assert training_bytes(network(), 2, 64, True)["activations"] == want["activations"] / 2
+    assert training_bytes(network().requires_grad_(False), 2, 64, False)["activations"] == 0
+
+
+def test_activations_are_of_the_right_size():
+    """Against what autograd keeps for a plain transformer on 2 x 196 tokens."""
+    layer = torch.nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, activation="gelu", batch_first=True)
+    net = torch.nn.TransformerEncoder(layer, 4)
+    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # holding the tensor keeps its address taken
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = net(torch.rand(2, 196, 64))
+    real = sum(size for size, _ in kept.values())
+    assert out.requires_grad
+    assert training_bytes(net, 2, 224, False)["activations"] == pytest.approx(real, rel=0.5)
