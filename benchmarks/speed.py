@@ -37,8 +37,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from samora_monai.losses import SegmentationLoss
 from samora_monai.networks import LEVELS, Segmenter, build_segmenter
+from samora_monai.networks.config import DECODERS
 from samora_monai.networks.rel_pos_attention import relative_rows
-from samora_monai.networks.segmenter import DECODERS
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "samora_segmentation"
 Run = Callable[[], object]

@@ -23,6 +23,7 @@ ROOMS = (
     "public_data",
     "report",
     "schedules",
+    "settings",
     "synthetic",
     "workflow",
 )

@@ -23,8 +23,8 @@ from pathlib import Path
 from monai.transforms import LoadImage
 
 from samora_monai.data import case_name
+from samora_monai.networks.config import DECODERS
 from samora_monai.networks.experts import LEVELS
-from samora_monai.networks.segmenter import DECODERS
 from samora_monai.pictures.overlay import axial_slices, most_telling_slice, save_overlay_png
 from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
 from samora_monai.synthetic.shapes import write_shapes

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_state
 from samora_monai.checkpoints.hsam import without_unused
-from samora_monai.networks.segmenter import PRESETS, Segmenter
+from samora_monai.networks.config import PRESETS
+from samora_monai.networks.segmenter import Segmenter
 
 _PER_CLASS = re.compile(r"mask_decoder\.(mask_tokens|output_hypernetworks_mlps|iou_prediction_head\.layers\.2)\.")
 _HYPERNETWORK = re.compile(r"mask_decoder\.output_hypernetworks_mlps\.(\d+)\.")

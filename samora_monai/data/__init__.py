@@ -2,35 +2,34 @@
 
 from samora_monai.data.any_image import LoadUnlabeledd, ScaleUnlabeledd
 from samora_monai.data.classes import resolve_class_names
+from samora_monai.data.data_set import DataSet
 from samora_monai.data.datalist import Cases, find_cases, require_validation
 from samora_monai.data.label_files import SaveLabeld, check_output_dir
 from samora_monai.data.modality import check_modality
-from samora_monai.data.run_cases import CaseList, cases_of, find_training, given_cases
+from samora_monai.data.scaling import ScanScaling
 from samora_monai.data.scans import case_name, find_scans
 from samora_monai.data.slices import SliceDataset
 from samora_monai.data.transforms import CheckCased, LoadCased, ScaleScand
 from samora_monai.data.unlabeled import UnlabeledScans, find_unlabeled
 
 __all__ = [
-    "CaseList",
     "Cases",
     "CheckCased",
+    "DataSet",
     "LoadCased",
     "LoadUnlabeledd",
     "SaveLabeld",
     "ScaleScand",
     "ScaleUnlabeledd",
+    "ScanScaling",
     "SliceDataset",
     "UnlabeledScans",
     "case_name",
-    "cases_of",
     "check_modality",
     "check_output_dir",
     "find_cases",
     "find_scans",
-    "find_training",
     "find_unlabeled",
-    "given_cases",
     "require_validation",
     "resolve_class_names",
 ]

@@ -7,8 +7,9 @@ picture is taken as radiologists show a slice, its left the patient's right and 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -19,10 +20,12 @@ from monai.transforms import EnsureChannelFirst, MapTransform, Orientation
 from monai.utils import ImageMetaKey
 from PIL import Image, ImageSequence
 
+from samora_monai.data.scaling import ScanScaling
 from samora_monai.data.transforms import CheckCased, LoadCase, ScaleScand
 from samora_monai.data.unlabeled import format_of
 from samora_monai.errors import InputError, MissingFileError, one_line
 
+_DEFAULT_SCALING = ScanScaling()
 PICTURES = ("PNG", "JPEG", "TIFF")
 ARRAYS = ("npy", "npz", "HDF5")
 _FORMAT, _STORED = "format", "stored_dtype"  # what the loader tells the scaling, in the metadata
@@ -99,24 +102,13 @@ class ScaleUnlabeledd(MapTransform):
 
     Args:
         keys: keys of the images.
-        modality: `"CT"` or `"MR"`, of the volumes and arrays.
-        window: lowest and highest HU that are told apart.
-        percentiles: percentiles that become 0 and 1.
-
-    Raises:
-        InputError: as `ScaleScand`.
+        scaling: of the volumes and arrays; its percentiles are those of the pictures too.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection = "image",
-        modality: str = "CT",
-        window: Sequence[float] = (-125, 275),
-        percentiles: Sequence[float] = (0.5, 99.5),
-    ) -> None:
+    def __init__(self, keys: KeysCollection, scaling: ScanScaling = _DEFAULT_SCALING) -> None:
         super().__init__(keys)
-        self._with_units = ScaleScand("image", modality, window, percentiles)
-        self._by_percentiles = ScaleScand("image", "MR", window, percentiles)
+        self._with_units = ScaleScand("image", scaling)
+        self._by_percentiles = ScaleScand("image", replace(scaling, modality="MR"))
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
         """`[1, X, Y, Z]`, values as stored -> the same shape, float32 in [0, 1].

@@ -39,7 +39,7 @@ class SliceDataset(Dataset):
             have none.
         slice_transform: random transforms of one item.
         image_size: S, in pixels.
-        slice_axis: the axis of `[1, X, Y, Z]` that is cut; the default is Z.
+        slice_axis: the axis of `[X, Y, Z]` that is cut; the default is Z.
         slice_fraction: part of the slices of all volumes together that is kept, chosen at random, at least one slice;
             0.1 is the papers' "10 % of the slices".
         foreground_only: keep only slices with a labelled pixel, before `slice_fraction` is taken.
@@ -65,7 +65,7 @@ class SliceDataset(Dataset):
         transform: Sequence[Callable] | Callable,
         slice_transform: Sequence[Callable] | Callable | None = None,
         image_size: int = 224,
-        slice_axis: int = -1,
+        slice_axis: int = 2,
         slice_fraction: float = 1.0,
         foreground_only: bool = False,
         seed: int = 0,
@@ -187,8 +187,8 @@ class SliceDataset(Dataset):
 def _to_slices(volume: torch.Tensor, slice_axis: int, size: int, label: bool) -> torch.Tensor:
     """`[1, X, Y, Z]` -> `[slices, 1, size, size]`, contiguous."""
     plain = volume.as_tensor() if isinstance(volume, MetaTensor) else torch.as_tensor(volume)
-    assert plain.ndim == 4 and slice_axis % 4 != 0, f"expected [1, X, Y, Z] cut along a spatial axis, got {plain.shape}"
-    slices = plain.to(torch.uint8 if label else torch.float32).movedim(slice_axis, 0)
+    assert plain.ndim == 4, f"expected [1, X, Y, Z], got {plain.shape}"
+    slices = plain.to(torch.uint8 if label else torch.float32).movedim(slice_axis + 1, 0)
     if slices.shape[-2:] != (size, size):
         if label:
             slices = F.interpolate(slices, size=(size, size), mode="nearest-exact")

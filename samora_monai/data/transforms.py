@@ -6,7 +6,7 @@ They may be called one at a time, on dictionaries that carry other keys (as MONA
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ from monai.transforms import (
 )
 from monai.utils import ImageMetaKey
 
-from samora_monai.data.modality import check_known_modality
+from samora_monai.data.scaling import ScanScaling
 from samora_monai.errors import InputError, MissingFileError, one_line
 
 AFFINE_TOLERANCE = 1e-3  # mm
+_DEFAULT_SCALING = ScanScaling()
 
 
 class LoadCase(LoadImage):
@@ -116,36 +117,22 @@ class CheckCased(MapTransform):
 class ScaleScand(MapTransform):
     """Scale grey values to [0, 1].
 
-    CT: `window` in HU to [0, 1]. MR: the two `percentiles` of the whole volume to [0, 1]. Values outside are clipped;
-    a constant MR volume becomes zeros.
+    CT: the window in HU becomes [0, 1]. MR: two percentiles of the whole volume become 0 and 1. Values outside are
+    clipped; a constant MR volume becomes zeros.
 
     Args:
         keys: keys of the images.
-        modality: `"CT"` or `"MR"`.
-        window: lowest and highest HU that are told apart.
-        percentiles: percentiles of an MR volume that become 0 and 1.
-
-    Raises:
-        InputError: unknown modality, or bounds that are not an increasing pair.
+        scaling: modality, window and percentiles.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        modality: str = "CT",
-        window: Sequence[float] = (-125, 275),
-        percentiles: Sequence[float] = (0.5, 99.5),
-    ) -> None:
+    def __init__(self, keys: KeysCollection, scaling: ScanScaling = _DEFAULT_SCALING) -> None:
         super().__init__(keys)
-        check_known_modality(modality)
-        low, high = _increasing_pair(window, "window", "[-125,275]", (-np.inf, np.inf))
-        lower, upper = _increasing_pair(percentiles, "percentiles", "[0.5,99.5]", (0, 100))
-        self.modality = modality
+        self.modality = scaling.modality
         self.scale: Transform
-        if modality == "CT":
-            self.scale = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)
+        if scaling.modality == "CT":
+            self.scale = ScaleIntensityRange(*scaling.window, 0.0, 1.0, clip=True)
         else:
-            self.scale = ScaleIntensityRangePercentiles(lower, upper, 0.0, 1.0, clip=True)
+            self.scale = ScaleIntensityRangePercentiles(*scaling.percentiles, 0.0, 1.0, clip=True)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
         """`[1, X, Y, Z]` in HU or grey values -> the same shape, float32 in [0, 1]."""
@@ -200,16 +187,6 @@ def _check_values(label: torch.Tensor, num_classes: int | None) -> None:
     if num_classes is not None and (values == values.round()).all() and (values >= 0).all():
         remedy = f"use --num_classes {int(values.max()) + 1} or renumber the label"
     raise InputError(f"label '{_name(label)}' has the values {shown}, expected integers from 0 to {highest}; {remedy}")
-
-
-def _increasing_pair(
-    values: Sequence[float], name: str, example: str, limits: tuple[float, float]
-) -> tuple[float, float]:
-    pair = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
-    numbers = len(pair) == 2 and all(isinstance(value, int | float) for value in pair)
-    if not numbers or not limits[0] <= pair[0] < pair[1] <= limits[1]:
-        raise InputError(f'{name} must be two increasing numbers, got {values!r}; use for example --{name} "{example}"')
-    return float(pair[0]), float(pair[1])
 
 
 def _name(image: torch.Tensor) -> str:

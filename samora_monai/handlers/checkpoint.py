@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from samora_monai.checkpoints.files import sha256_of, write_checkpoint
-from samora_monai.checkpoints.settings import write_settings
+from samora_monai.checkpoints.model_settings import ModelSettings, write_model_settings
 from samora_monai.errors import InputError, MissingFileError
 
 
@@ -31,10 +31,10 @@ class BestCheckpoint:
     Args:
         path: the file, e.g. `models/model.pt`.
         network: any object with `state_dict()`; pass the module itself, not its DistributedDataParallel wrapper.
-        settings: what the weights need to be used again, written beside them (see `engine.settings`).
+        settings: what the weights need to be used again, written beside them.
     """
 
-    def __init__(self, path: str | Path, network: Any, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: str | Path, network: Any, settings: ModelSettings | None = None) -> None:
         self.path = path
         self.network = network
         self.settings = settings
@@ -46,7 +46,7 @@ class BestCheckpoint:
     def _completed(self, engine: Evaluator) -> None:
         if engine.state.best_metric_epoch == engine.state.epoch and idist.get_rank() == 0:
             if self.settings is not None:  # first, so that there is never a model without them
-                write_settings(self.path, self.settings)
+                write_model_settings(self.path, self.settings)
             write_checkpoint(self.network.state_dict(), self.path)
             engine.state.saved_epoch = engine.state.epoch  # for ValidationLog
 

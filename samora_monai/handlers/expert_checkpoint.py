@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,11 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 
 from samora_monai.checkpoints import base_sha256, save_expert
-from samora_monai.checkpoints.settings import write_settings
 from samora_monai.networks import Segmenter
 from samora_monai.pretraining.mae import MAETeacher
 from samora_monai.pretraining.simclr import SimCLRTeacher
 from samora_monai.pretraining.teacher_files import save_teacher
+from samora_monai.replacing import replacing
 
 
 class ExpertCheckpoint:
@@ -56,7 +57,8 @@ class ExpertCheckpoint:
         if not _is_due(engine):
             return
         if self.settings is not None:
-            write_settings(self.path, self.settings)
+            with replacing(self.path.with_suffix(".json")) as unfinished:
+                unfinished.write_text(json.dumps(dict(self.settings), indent=1) + "\n")
         save_expert(self.segmenter, self.path, self.level, self.teacher, self.base_sha256)
 
 

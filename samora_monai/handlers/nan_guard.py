@@ -6,6 +6,8 @@ in every step.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
@@ -35,7 +37,7 @@ class NanGuard:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._check)
 
     def _completed(self, engine: Engine) -> None:
-        output = engine.state.output
+        output: Any = engine.state.output
         loss = torch.as_tensor((output[0] if isinstance(output, list) else output)[Keys.LOSS]).detach().double()
         this = torch.stack([torch.full_like(loss, engine.state.iteration), loss])
         none = torch.zeros_like(this) if self.first is None else self.first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import ignite.distributed as idist
 from ignite.engine import Events
 from monai.engines import Evaluator, SupervisedTrainer
@@ -46,7 +48,7 @@ class TrainingHandlers:
     def attach(self, engine: SupervisedTrainer) -> None:
         """Attach all of them to `engine`, a trainer with `decollate=False`."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _list_output)
-        LrScheduleHandler(self.lr_scheduler, print_lr=False, epoch_level=False).attach(engine)
+        LrScheduleHandler(cast(Any, self.lr_scheduler), print_lr=False, epoch_level=False).attach(engine)
         NanGuard().attach(engine)
         Progress().attach(engine)
         if set_epoch := getattr(engine.loss_function, "set_epoch", None):

@@ -20,19 +20,19 @@ class SliceLabelInferer(Inferer):
 
     Args:
         batch_size: slices in one forward pass.
-        spatial_dim: the axis of ``[X, Y, Z]`` that is cut; 2 is axial in RAS.
+        slice_axis: the axis of ``[X, Y, Z]`` that is cut; 2 is axial in RAS.
         amp: run the network under bfloat16 autocast.
     """
 
-    def __init__(self, batch_size: int = 8, spatial_dim: int = 2, amp: bool = False) -> None:
+    def __init__(self, batch_size: int = 8, slice_axis: int = 2, amp: bool = False) -> None:
         super().__init__()
         self.batch_size = batch_size
-        self.spatial_dim = spatial_dim
+        self.slice_axis = slice_axis
         self.amp = amp
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """``[B, C, X, Y, Z]`` in [0, 1] -> labels ``[B, 1, X, Y, Z]``, uint8, on the device of `inputs`."""
-        axis = self.spatial_dim + 2
+        axis = self.slice_axis + 2
         labels = torch.empty((len(inputs), 1, *inputs.shape[2:]), dtype=torch.uint8, device=inputs.device)
         # slices first: [B, C, X, Y, Z] -> [B, Z, C, X, Y]; the label map is written through the same view
         source = convert_to_tensor(inputs, track_meta=False).movedim(axis, 1)

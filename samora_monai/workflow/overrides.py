@@ -53,18 +53,6 @@ def check_overrides() -> None:
             _check_number(name, value, config)
 
 
-def flag(value: bool | str) -> bool:
-    """A switch as a config or a command line gives it; ``--resume false`` arrives as the text ``"false"``.
-
-    Raises:
-        InputError: the value is neither true nor false.
-    """
-    text = str(value).lower()
-    if text not in ("true", "false"):
-        raise InputError(f"expected true or false for a switch, got {value!r}")
-    return text == "true"
-
-
 def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """The `--key value`, `--key=value` and `--flag` among a command's arguments, with values read as fire reads them.
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -52,28 +51,6 @@ def start() -> None:
     logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)  # repeats the command's arguments
     check_overrides()
     track_undecollated_loss()
-
-
-def check_counts(at_least: int = 1, **settings: Any) -> None:
-    """Each of these settings must be a whole number of at least so much.
-
-    Raises:
-        InputError: one is not.
-    """
-    for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-            raise InputError(f"{name} must be a whole number of at least {at_least}, got {value!r}; give --{name} N")
-
-
-def check_positive(**settings: Any) -> None:
-    """Each of these settings must be a finite number above 0.
-
-    Raises:
-        InputError: one is not.
-    """
-    for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise InputError(f"{name} must be a number above 0, got {value!r}; give --{name} X")
 
 
 def check_held_out(scans: UnlabeledScans) -> None:

@@ -1,0 +1,147 @@
+"""What a trained model needs beside its weights, in a small readable file: `models/model.json` beside `model.pt`.
+
+The description of the network, of the scaling of scans, and the names of the classes, so that evaluation, inference,
+MONAI Label and export of a model need no setting to be typed again, and cannot be given a wrong one by omission.
+
+Format 2 holds the fields of `SegmenterConfig` (without `num_classes`), of `ScanScaling`, `class_names`, and
+`format_version`. Format 1, of the first release, has no version and also `fusion_start`, which only matters while a
+network starts to train. A field that is missing has its default, which is the behaviour before the field existed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+
+from samora_monai.data.scaling import ScanScaling
+from samora_monai.errors import InputError, MissingFileError
+from samora_monai.networks.config import SegmenterConfig
+from samora_monai.replacing import replacing
+
+FORMAT_VERSION = 2
+_FORMAT_1 = ("fusion_start",)  # fields of format 1 that are no longer part of a model
+_NETWORK = tuple(f.name for f in fields(SegmenterConfig) if f.name != "num_classes")
+_SCALING = tuple(f.name for f in fields(ScanScaling))
+_KNOWN = (*_NETWORK, *_SCALING, "class_names")
+_SYNAPSE = (  # of SAMed and H-SAM
+    "background", "spleen", "right kidney", "left kidney", "gallbladder", "liver", "stomach", "aorta", "pancreas",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The settings of a model.
+
+    Args:
+        network: the network, with as many classes as `class_names`.
+        scaling: how scans are scaled and cut.
+        class_names: in the order of the label values, background first.
+    """
+
+    network: SegmenterConfig = field(default_factory=lambda: SegmenterConfig(num_classes=len(_SYNAPSE)))
+    scaling: ScanScaling = field(default_factory=ScanScaling)
+    class_names: tuple[str, ...] = _SYNAPSE
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSettings:
+        """Settings from their flat form; fields that are missing have their defaults.
+
+        Raises:
+            InputError: an unknown field, or a value that its field refuses.
+        """
+        if unknown := [name for name in values if name not in _KNOWN]:
+            raise InputError(f"unknown setting {unknown[0]!r} of a model; expected one of {', '.join(_KNOWN)}")
+        class_names = tuple(values.get("class_names", _SYNAPSE))
+        network = {name: values[name] for name in _NETWORK if name in values}
+        scaling = {name: values[name] for name in _SCALING if name in values}
+        return cls(SegmenterConfig(num_classes=len(class_names), **network), ScanScaling(**scaling), class_names)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The flat form, as JSON can hold it."""
+        network = {name: value for name, value in asdict(self.network).items() if name in _NETWORK}
+        values = network | asdict(self.scaling) | {"class_names": self.class_names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def changed(self, **changes: Any) -> ModelSettings:
+        """The settings with other values of some fields; those that are None stay as they are.
+
+        Raises:
+            InputError: as `from_dict`.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        return self.from_dict(self.as_dict() | given) if given else self
+
+
+def read_model_settings(checkpoint: str | os.PathLike[str], **changes: Any) -> ModelSettings:
+    """Read the settings of the model file `checkpoint` from the JSON file of the same name.
+
+    Where there is neither file, as before the first training, these are the default settings.
+
+    Args:
+        checkpoint: e.g. `models/model.pt`.
+        changes: other values for some fields, e.g. `stage=2`; None keeps the model's.
+
+    Raises:
+        MissingFileError: a model file without settings.
+        InputError: a damaged file, an unknown field or format, or a value that its field refuses.
+    """
+    path = Path(checkpoint).with_suffix(".json")
+    if path.is_file():
+        return _parse(path).changed(**changes)
+    if Path(checkpoint).is_file():
+        raise MissingFileError(
+            f"no model settings {str(path)!r}, without which '{checkpoint}' cannot be used; training wrote both, "
+            "copy both"
+        )
+    return ModelSettings().changed(**changes)
+
+
+def _parse(path: Path) -> ModelSettings:
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"expected an object, got {type(values).__name__}")
+    except ValueError as e:  # of JSON and of UTF-8 too
+        raise InputError(f"settings file {str(path)!r} is damaged ({e}); restore it or train again") from e
+    version = values.pop("format_version", 1)
+    if version not in (1, FORMAT_VERSION):
+        raise InputError(
+            f"settings file {str(path)!r} has format {version!r}, expected {FORMAT_VERSION}; update samora_monai"
+        )
+    if version == 1:
+        values = {name: value for name, value in values.items() if name not in _FORMAT_1}
+    if "class_names" not in values:
+        raise InputError(f"settings file {str(path)!r} lacks 'class_names'; restore it or train again")
+    try:
+        return ModelSettings.from_dict(values)
+    except InputError as e:
+        raise InputError(f"settings file {str(path)!r}: {e}") from e
+
+
+def write_model_settings(checkpoint: str | os.PathLike[str], settings: ModelSettings) -> None:
+    """Write `settings` beside the model file `checkpoint`, atomically."""
+    with replacing(Path(checkpoint).with_suffix(".json")) as unfinished:
+        content = {"format_version": FORMAT_VERSION, **settings.as_dict()}
+        unfinished.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def model_in_use(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The model file whose network is being built: `checkpoint`, or, within `monai.bundle.load`, the file it loads.
+
+    MONAI 1.6 builds the network of a bundle there from the config alone and tells the config nothing of the bundle's
+    folder: `bundle_root` stays ".", so the settings would be those of any model in the current folder, or of none.
+    There is no argument or hook for it, so the file name is read from that function's frame.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is monai.bundle.load.__code__:
+            return frame.f_locals["full_path"]
+        frame = frame.f_back
+    return checkpoint

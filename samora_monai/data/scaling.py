@@ -1,0 +1,53 @@
+"""How a scan becomes the network's input: which axis is cut into slices, and how grey values are scaled to [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from samora_monai.data.modality import check_known_modality
+from samora_monai.errors import InputError
+from samora_monai.settings import is_whole
+
+
+@dataclass(frozen=True)
+class ScanScaling:
+    """Scaling of grey values, and direction of the slices. `models/model.json` holds these fields.
+
+    To add an option, add a field whose default is the behaviour of models that were saved before it existed.
+
+    Args:
+        modality: `"CT"`: Hounsfield units, scaled by `window`; `"MR"`: arbitrary units, scaled by `percentiles`.
+        window: lowest and highest HU, which become 0 and 1.
+        percentiles: percentiles of an MR volume that become 0 and 1.
+        slice_axis: axis of a RAS volume that is cut into slices: 0 sagittal, 1 coronal, 2 axial.
+
+    Raises:
+        InputError: unknown modality, bounds that are not an increasing pair, or no such axis.
+    """
+
+    modality: str = "CT"
+    window: tuple[float, float] = (-125, 275)
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    slice_axis: int = 2
+
+    def __post_init__(self) -> None:
+        check_known_modality(self.modality)
+        object.__setattr__(self, "window", _pair(self.window, "window", "[-125,275]", (-np.inf, np.inf)))
+        object.__setattr__(self, "percentiles", _pair(self.percentiles, "percentiles", "[0.5,99.5]", (0, 100)))
+        if not is_whole(self.slice_axis, 0) or self.slice_axis > 2:
+            raise InputError(
+                f"slice_axis must be 0 (sagittal), 1 (coronal) or 2 (axial), got {self.slice_axis!r}; "
+                "leave it out for axial slices"
+            )
+
+
+def _pair(values: Sequence[float], name: str, example: str, limits: tuple[float, float]) -> tuple[Any, Any]:
+    pair = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
+    numbers = len(pair) == 2 and all(isinstance(value, int | float) for value in pair)
+    if not numbers or not limits[0] <= pair[0] < pair[1] <= limits[1]:
+        raise InputError(f'{name} must be two increasing numbers, got {values!r}; use for example --{name} "{example}"')
+    return pair[0], pair[1]

@@ -1,0 +1,110 @@
+"""The cases of a run, and the settings of the model that it trains.
+
+MONAI Label overrides `train::dataset::data` and `validate::dataset::data` with lists of the studies that have a label,
+and means that the model it serves continues to train. There is no `dataset_dir` then: the model's own settings state
+its classes and its network, and its file holds every weight.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from samora_monai.checkpoints.model_settings import ModelSettings, read_model_settings
+from samora_monai.data.classes import resolve_class_names
+from samora_monai.data.data_set import DataSet
+from samora_monai.data.datalist import Cases, check_files
+from samora_monai.data.scans import absolute
+from samora_monai.errors import InputError
+
+_GIVEN = "the lists of scans that were given"
+
+
+@dataclass(frozen=True)
+class RunCases(Cases):
+    """The cases of a run.
+
+    Args:
+        model_file: a trained model to continue with; None starts from SAM.
+    """
+
+    model_file: str | None = None
+
+
+def resolve_cases(
+    data_set: DataSet,
+    training: Sequence[Mapping[str, str]],
+    validation: Sequence[Mapping[str, str]],
+    model_file: str | os.PathLike[str],
+) -> RunCases:
+    """Resolve the cases of a run: those of a data set, or lists of scans that were given in its place.
+
+    Args:
+        data_set: the data set; it is read by now unless both lists were given in its place.
+        training: `train::dataset::data`.
+        validation: `validate::dataset::data`.
+        model_file: the bundle's model; given lists continue with it, if it exists.
+
+    Raises:
+        MissingFileError: a listed file is missing, or the model has no settings beside it.
+        InputError: a given list is empty or has an entry without image or label; a scan is in both.
+    """
+    if data_set.is_read:
+        return RunCases(**{field.name: getattr(data_set.cases, field.name) for field in fields(Cases)})
+    given = given_cases(training, validation)
+    model = read_model_settings(model_file) if os.path.isfile(model_file) else None
+    return RunCases(
+        training=given["training"],
+        validation=given["validation"],
+        unlabeled=(),
+        class_names=model and model.class_names,
+        modality=model and model.scaling.modality,
+        source=_GIVEN,
+        model_file=model and str(model_file),
+    )
+
+
+def given_cases(
+    training: Sequence[Mapping[str, str]], validation: Sequence[Mapping[str, str]]
+) -> dict[str, tuple[dict[str, str], ...]]:
+    """Check two lists of `{"image": path, "label": path}`, and make their paths absolute.
+
+    Raises:
+        MissingFileError: a listed file is missing.
+        InputError: a list is empty or has an entry without image or label; a scan is in both.
+    """
+    lists = {}
+    for name, scans in (("training", training), ("validation", validation)):
+        if not scans:
+            raise InputError(
+                f"{_GIVEN} have none for {name}; label more scans, or divide them otherwise (val_split of MONAI Label)"
+            )
+        for scan in scans:
+            if not all(isinstance(scan.get(part), str) for part in ("image", "label")):
+                raise InputError(
+                    f"{_GIVEN} have {dict(scan)!r:.120} for {name}; expected paths of an image and a label"
+                )
+        lists[name] = [{part: str(absolute(scan[part])) for part in ("image", "label")} for scan in scans]
+    check_files(lists, _GIVEN)
+    return {name: tuple(scans) for name, scans in lists.items()}
+
+
+def model_to_train(
+    cases: RunCases, num_classes: int | None = None, class_names: Sequence[str] | None = None, **settings: Any
+) -> ModelSettings:
+    """The settings of the model that a run trains: those of the model that it continues with, or the given ones.
+
+    Args:
+        cases: the cases of the run, which may name the classes.
+        num_classes, class_names: see `resolve_class_names`.
+        settings: fields of `SegmenterConfig` and `ScanScaling`.
+
+    Raises:
+        InputError: nothing states the classes, or a setting is unknown or out of range.
+    """
+    if cases.model_file is not None:
+        return read_model_settings(cases.model_file)
+    names = resolve_class_names(cases, num_classes, class_names)
+    return ModelSettings.from_dict({**settings, "class_names": names})
