@@ -59,10 +59,10 @@ def resolve_cases(
         training=given["training"],
         validation=given["validation"],
         unlabeled=(),
-        class_names=model and model.class_names,
-        modality=model and model.scaling.modality,
+        class_names=model.class_names if model else None,
+        modality=model.scaling.modality if model else None,
         source=_GIVEN,
-        model_file=model and str(model_file),
+        model_file=str(model_file) if model else None,
     )
 
 
