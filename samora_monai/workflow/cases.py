@@ -92,19 +92,19 @@ def given_cases(
 
 
 def model_to_train(
-    cases: RunCases, num_classes: int | None = None, class_names: Sequence[str] | None = None, **settings: Any
+    cases: RunCases, network: Mapping[str, Any], scaling: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> ModelSettings:
-    """The settings of the model that a run trains: those of the model that it continues with, or the given ones.
+    """The settings of the model that a run trains: those of the model that it continues, or the given ones.
 
     Args:
         cases: the cases of the run, which may name the classes.
-        num_classes, class_names: see `resolve_class_names`.
-        settings: fields of `SegmenterConfig` and `ScanScaling`.
+        network: fields of `SegmenterConfig`.
+        scaling: fields of `ScanScaling`.
+        classes: `num_classes` and `class_names`, see `resolve_class_names`.
 
     Raises:
         InputError: nothing states the classes, or a setting is unknown or out of range.
     """
     if cases.model_file is not None:
         return read_model_settings(cases.model_file)
-    names = resolve_class_names(cases, num_classes, class_names)
-    return ModelSettings.from_dict({**settings, "class_names": names})
+    return ModelSettings.from_dict({**network, **scaling, "class_names": resolve_class_names(cases, **classes)})

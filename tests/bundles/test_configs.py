@@ -1,4 +1,4 @@
-"""The bundles' files as MONAI's tools read them, and what must be equal in two files of `samora_segmentation`."""
+"""The configs of the bundles as MONAI's tools read them, and the settings of `samora_segmentation`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pydoc import locate
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.utils.enums import BundleProperty, BundlePropertyConfig
 
 from samora_monai import __version__
+from samora_monai.checkpoints import ModelSettings
 from samora_monai.networks import PRESETS
 from tests.bundles.command_line import BUNDLE, BUNDLES, CONFIGS, FAST, Bundle, CommandLine
 from tests.bundles.conftest import Trained
@@ -42,7 +44,6 @@ EVERYWHERE: list[tuple[str, ...]] = [("training",), ("training", "multi_gpu_trai
 
 
 LOCATOR = ComponentLocator()
-MODEL_SETTING = re.compile(r"\$@model_settings\['(\w+)'\]")
 
 
 def config(*names: str, source: Path = BUNDLE) -> dict[str, Any]:
@@ -175,39 +176,37 @@ def test_no_absolute_path(bundle: str, name: str):
             assert re.search(r"@(bundle_root|output_dir) \+ $", before), f"{path} in {text}"
 
 
-# ---- equal in two files
+# ---- settings
 
 
-def test_default_model_is_the_same_in_training_and_inference():
-    """A model without a settings file is taken for one that was trained with the defaults."""
-    train, inference = config("train.yaml"), config("inference.json")
-    defaults = {key: value for key, value in inference["trained"].items() if key not in ("_target_", "checkpoint")}
-    assert ["_target_", "origin", *defaults] == list(train["model_settings"])
+def test_defaults_of_a_training_are_those_of_a_model():
+    """Without a model file, inference builds the network that a training without any setting would train."""
+    train, defaults = config("train.yaml"), ModelSettings().as_dict()
     names = defaults.pop("class_names")
+    assert defaults.pop("in_channels") == 1  # no tunable: a slice is grey
     assert defaults == {key: train[key] for key in defaults}
     pred = config("metadata.json")["network_data_format"]["outputs"]["pred"]
     assert names == list(pred["channel_def"].values()) and len(names) == pred["num_channels"]
 
 
-def test_network_is_the_same_in_training_and_inference():
-    train, inference = config("train.yaml")["network_def"], config("inference.json")["network_def"]
-    assert train.pop("train") == "@trainable"
-    assert list(train) == list(inference)
-    assert train.pop("num_classes") == "$len(@classes)" and inference.pop("num_classes") == "$len(@class_names)"
-    assert train.pop("_target_") == inference.pop("_target_")
-    assert train == {key: f"$@model_settings['{key}']" for key in train}
-    assert inference == {key: f"$@trained['{key}']" for key in inference}
+def test_every_setting_of_a_model_is_handed_over_in_training():
+    """A field of `SegmenterConfig` or `ScanScaling` that train.yaml forgets could not be set."""
+    model = config("train.yaml")["model"]
+    handed = {key: value for part in ("network", "scaling", "classes") for key, value in model[part].items()}
+    assert handed == {key: f"@{key}" for key in handed}
+    assert {*handed} - {"num_classes"} == {*ModelSettings().as_dict()} - {"in_channels"}
 
 
-def test_preprocessing_is_the_same_in_training_and_inference():
-    train = config("train.yaml")["train"]["deterministic_transforms"]
-    inference = config("inference.json")["preprocessing"]["transforms"]
-    for transform in train:  # inference has no label
-        transform["keys"] = "image"
-        transform.pop("num_classes", None)
-        for key in MODEL_SETTING.findall(str(transform)):
-            transform[key] = f"@{key}"
-    assert train == inference
+def test_training_and_inference_prepare_a_scan_alike(phantoms: Path):
+    scan = next((phantoms / "imagesVal").iterdir())
+    label = phantoms / "labelsVal" / scan.name
+    prepared = []
+    for name, id in (("train.yaml", "train::preprocessing"), ("inference.json", "preprocessing")):
+        parser = ConfigParser(config(name))
+        parser["model"] = ModelSettings().changed(window=[-200, 300])
+        item = {"image": str(scan), "label": str(label)} if name == "train.yaml" else {"image": str(scan)}
+        prepared.append(parser.get_parsed_content(id)(item)["image"])
+    assert torch.equal(*prepared) and torch.equal(prepared[0].affine, prepared[1].affine)
 
 
 def test_common_settings_are_the_same_in_training_and_inference():
@@ -232,17 +231,11 @@ def test_contrast_is_changed_freely_in_mr_alone():
     train = config("train.yaml")["train"]
     names = {}
     for modality in ("CT", "MR"):
-        content = {"model_settings": {"modality": modality}, "train": train}
+        content = {"model": ModelSettings().changed(modality=modality), "train": train}
         transforms = ConfigParser(content).get_parsed_content("train::random_transforms")
         names[modality] = [type(transform).__name__ for transform in transforms]
     added = ["RandHistogramShiftd", "RandBiasFieldd"]
     assert names["MR"] == [names["CT"][0], *added, *names["CT"][1:]]
-
-
-def test_evaluation_takes_every_setting_from_the_model():
-    evaluate = config("evaluate.yaml")
-    for key in list(config("train.yaml")["model_settings"])[2:]:  # after `_target_` and `origin`
-        assert evaluate["classes" if key == "class_names" else key] == f"$@trained['{key}']"
 
 
 @pytest.mark.parametrize(
@@ -256,6 +249,6 @@ def test_evaluation_takes_every_setting_from_the_model():
 def test_overlays_for_processes_copy_nothing(workflow: str, overlay: str):
     """What the start of a run does stays in one file; each other key has its place there or is a sampler."""
     beneath = ConfigParser(config(*CONFIGS[workflow]))
-    keys = [key for key in config(overlay) if not key.endswith("::sampler")]
-    assert [key for key in keys if key not in beneath] == []
-    assert not {"initialize", "run", "finalize"} & set(keys)
+    added = ("::sampler", "::all_processes")
+    assert [key for key in config(overlay) if key not in beneath and not key.endswith(added)] == []
+    assert not {"initialize", "run", "finalize"} & set(config(overlay))
