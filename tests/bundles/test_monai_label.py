@@ -17,10 +17,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, SaveImaged
 
-from samora_monai.checkpoints.settings import read_settings
-from samora_monai.data import given_cases, resolve_class_names
+from samora_monai.checkpoints import read_model_settings
+from samora_monai.data import DataSet, resolve_class_names
 from samora_monai.errors import MissingFileError
-from samora_monai.workflow.origin import origin_of
+from samora_monai.workflow.cases import given_cases, resolve_cases
 from tests.bundles.command_line import Bundle
 from tests.bundles.conftest import Trained
 from tests.label.models import HEADER, SAMORA, write_model
@@ -143,7 +143,7 @@ def test_training_goes_on_with_the_model(
     workflow.run()
     workflow.finalize()
     assert "loaded 'model.pt': copied" in capsys.readouterr().out
-    after, settings = torch.load(bundle.model, weights_only=True), read_settings(bundle.model)
+    after, settings = torch.load(bundle.model, weights_only=True), read_model_settings(bundle.model).as_dict()
     assert settings.items() >= (SAMORA | HEADER | {"decoder": decoder}).items()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert all(any(part in key for key in changed) for part in (".experts.", ".hl_attn.", "mask_decoder."))
@@ -152,13 +152,23 @@ def test_training_goes_on_with_the_model(
 
 def test_a_training_without_a_model_names_its_classes(data: Path, tmp_path: Path):
     scans = [{"image": str(path), "label": str(path)} for path in sorted((data / "imagesTr").iterdir())]
-    origin = origin_of(scans[:1], scans[1:], tmp_path / "model.pt")
-    assert origin.model is None and origin.cases.training == (scans[0],) and origin.cases.validation == (scans[1],)
+    nowhere = DataSet(tmp_path / "no data set")
+    cases = resolve_cases(nowhere, scans[:1], scans[1:], tmp_path / "model.pt")
+    assert cases.model_file is None and cases.training == (scans[0],) and cases.validation == (scans[1],)
     with refused("the lists of scans that were given", "--class_names"):
-        resolve_class_names(origin.cases)
+        resolve_class_names(cases)
     (tmp_path / "model.pt").touch()
     with refused("no model settings", error=MissingFileError):
-        origin_of(scans[:1], scans[1:], tmp_path / "model.pt")
+        resolve_cases(nowhere, scans[:1], scans[1:], tmp_path / "model.pt")
+
+
+def test_cases_are_those_of_the_data_set_once_it_is_read(data: Path, tmp_path: Path):
+    """Nothing is continued then, whatever model lies in the bundle."""
+    data_set = DataSet(data)
+    training, validation = data_set.cases.training, data_set.cases.validation[:1]
+    cases = resolve_cases(data_set, training, validation, tmp_path / "model.pt")
+    assert (cases.training, cases.validation, cases.model_file) == (training, data_set.cases.validation, None)
+    assert cases.class_names == data_set.cases.class_names and cases.source == str(data / "dataset.json")
 
 
 def test_lists_that_cannot_be_trained_on(data: Path):

@@ -75,7 +75,7 @@ def test_every_number_has_a_source(name: str):
 def test_combination(data: str, system: str):
     """The network is built as by a training, but without memory."""
     parser = parser_of(TRAIN, recipe(data), recipe(system))
-    parser["classes"], parser["origin"] = list(SPLITS[data].class_names), SimpleNamespace(model=None)
+    parser["cases"] = SimpleNamespace(model_file=None, class_names=SPLITS[data].class_names, source=data)
     with torch.device("meta"):
         net = parser.get_parsed_content("network_def")
     values = {key: parser.get_parsed_content(key) for key in ("encoder", "epochs", "val_interval", "num_classes")}

@@ -18,7 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from samora_monai.checkpoints.settings import read_settings
+from samora_monai.checkpoints.model_settings import FORMAT_VERSION, ModelSettings, read_model_settings
 from samora_monai.networks import build_segmenter
 from samora_monai.report.provenance import file_sha256
 from samora_monai.synthetic.phantoms import CLASS_NAMES
@@ -80,8 +80,9 @@ def test_training_leaves_a_model_and_its_settings(trained: Trained):
     settings = json.loads(bundle.model.with_suffix(".json").read_text())
     defaults = ConfigParser.load_config_file(bundle.configs("train.yaml")[0])
     assert settings.pop("class_names") == list(CLASS_NAMES)
-    given = set(defaults["model_settings"]) - {"_target_", "origin", "class_names"}
-    assert settings == {key: (defaults | FAST)[key] for key in given}
+    assert (settings.pop("format_version"), settings.pop("in_channels")) == (FORMAT_VERSION, 1)
+    assert settings == {key: (defaults | FAST)[key] for key in settings}
+    assert {*settings} == {*ModelSettings().as_dict()} - {"class_names", "in_channels"}
     state = torch.load(bundle.model, weights_only=True)
     expected = build_segmenter("tiny", 64, num_classes=6).state_dict()
     assert {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in expected.items()}
@@ -129,7 +130,9 @@ def test_evaluation_measures_what_inference_writes(trained: Trained, predictions
     assert (finished.code, finished.complaints) == (0, [])
     assert sorted(os.listdir(tmp_path)) == ["metrics.csv", "report.html", "summary.csv"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    settings = read_settings(trained.bundle.model) | {"Checkpoint SHA-256": file_sha256(trained.bundle.model)}
+    settings = read_model_settings(trained.bundle.model).as_dict() | {
+        "Checkpoint SHA-256": file_sha256(trained.bundle.model)
+    }
     for name in ("encoder", "image_size", "modality", "Checkpoint SHA-256"):
         assert f'<tr><th scope="row">{name}</th><td><code>{settings[name]}</code></td></tr>' in page
     assert "python -m monai.bundle run evaluating --config_file" in page and page.count("data:image/png") == 2 * 3
