@@ -1,4 +1,4 @@
-"""How settings of configs and command lines are read: switches, numbers, and files that may be left out."""
+"""Settings of configs and command lines: switches, numbers in their range, optional files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import math
 from typing import Any
 
 from samora_monai.errors import InputError
+
+# The smallest value of every tunable that is a whole number; of every other one, whether it may be 0
+_COUNTS = {
+    **dict.fromkeys(("epochs", "batch_size", "val_interval", "slices_per_pass", "decoder_features"), 1),
+    **dict.fromkeys(("warmup", "num_workers", "seed"), 0),
+}
+_NUMBERS = {"learning_rate": False, "weight_decay": True, "noise": False, "temperature": False, "dice_weight": True}
 
 
 def flag(value: bool | str, name: str = "a switch") -> bool:
@@ -41,12 +48,28 @@ def check_counts(at_least: int = 1, **settings: Any) -> None:
             raise InputError(f"{name} must be a whole number of at least {at_least}, got {value!r}; give --{name} N")
 
 
-def check_positive(**settings: Any) -> None:
-    """Check that each setting is a finite number above 0.
+def check_positive(zero: bool = False, **settings: Any) -> None:
+    """Check that each setting is a finite number above 0, or 0 if `zero`.
 
     Raises:
         InputError: one is not.
     """
     for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise InputError(f"{name} must be a number above 0, got {value!r}; give --{name} X")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not (0 < value < math.inf or (zero and value == 0)):
+            expected = "of at least 0" if zero else "above 0"
+            raise InputError(f"{name} must be a number {expected}, got {value!r}; give --{name} X")
+
+
+def check_run_settings(**settings: Any) -> None:
+    """Check tunables by their names, e.g. `epochs=100, learning_rate=0.005`.
+
+    Raises:
+        InputError: one is out of range.
+        KeyError: a name has no rule here.
+    """
+    for name, value in settings.items():
+        if name in _COUNTS:
+            check_counts(_COUNTS[name], **{name: value})
+        else:
+            check_positive(_NUMBERS[name], **{name: value})

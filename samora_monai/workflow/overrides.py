@@ -9,6 +9,7 @@ import difflib
 import inspect
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,6 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
 from samora_monai.errors import InputError
-from samora_monai.workflow.tracking import require_mlflow
 
 SEPARATOR = "::"
 # what `monai.bundle run` itself understands
@@ -91,6 +91,16 @@ def _tracking_settings(tracking: Any) -> dict[str, Any]:
         require_mlflow()
     settings = built_in[tracking] if named else ConfigParser.load_config_files(tracking)
     return settings["configs"]
+
+
+def require_mlflow() -> None:
+    """Check that MLflow is installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    if find_spec("mlflow") is None:
+        raise InputError("'--tracking mlflow' needs MLflow, which is not installed; pip install 'samora_monai[track]'")
 
 
 def _check(name: str, config: dict[str, Any], where: str) -> None:

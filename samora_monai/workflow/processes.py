@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from samora_monai.errors import InputError
+from samora_monai.settings import flag
 
-PATIENCE = datetime.timedelta(days=30)  # of a process that has finished its scans, for those of the others
+PATIENCE = datetime.timedelta(days=30)  # time that a finished process waits for the others
 
 
 def own_device() -> torch.device:
@@ -40,31 +41,39 @@ def own_share() -> tuple[int, int]:
     return int(given[0]), int(given[1])
 
 
-def join_launched() -> None:
-    """Join the processes of torchrun for `wait_for_others` alone; without torchrun, as in a job array, nobody."""
+def join_processes(distributed: bool | str = True) -> None:
+    """Join the process group of this run: nccl where there are GPUs, gloo elsewhere.
+
+    Args:
+        distributed: False joins nothing. `"launched"` joins the processes of torchrun, only so that a process which has
+            finished waits for the others (torchrun ends a node's processes when another node has finished); a process
+            that torchrun did not start, as in a job array, joins nothing.
+
+    Raises:
+        InputError: `distributed` is neither true, false nor `"launched"`.
+    """
+    launched = distributed == "launched"
+    if not launched and not flag(distributed, "distributed"):
+        return
     if torch.cuda.is_available():
         torch.cuda.set_device(own_device())
-    if dist.is_torchelastic_launched() and not dist.is_initialized():
+    if dist.is_initialized() or (launched and not dist.is_torchelastic_launched()):
+        return
+    if launched:
         dist.init_process_group("gloo", timeout=PATIENCE)
-
-
-def init_process_group() -> None:
-    """Join the processes that torchrun started: nccl where there are GPUs, gloo elsewhere."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(own_device())
-    if not dist.is_initialized():
+    else:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def leave_process_group() -> None:
-    """The opposite of `init_process_group` and `join_launched`; in a run with one process, nothing."""
+    """Leave the process group that `join_processes` joined, if any."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def set_process_seed(seed: int) -> None:
     """Another seed for each process, so that their augmentations differ; call it once the networks are built."""
-    set_determinism(seed=seed + (idist.get_rank()))
+    set_determinism(seed=seed + idist.get_rank())
 
 
 def wrap(network: nn.Module, device: torch.device) -> nn.Module:

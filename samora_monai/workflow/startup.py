@@ -1,9 +1,10 @@
-"""The first expression of every bundle's `initialize`.
+"""The start of a run: the first expressions of every bundle's `initialize`.
 
 imports:
-- $import samora_monai.workflow.startup as startup
+- $import samora_monai
 initialize:
-- $startup.start()
+- $samora_monai.workflow.start(@device, @distributed)
+- $samora_monai.workflow.check_run_settings(epochs=@epochs, batch_size=@batch_size)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from samora_monai.errors import InputError
 from samora_monai.workflow.error_hook import install_error_hook
 from samora_monai.workflow.overrides import check_overrides
-from samora_monai.workflow.tracking import track_undecollated_loss
+from samora_monai.workflow.processes import join_processes
 
 if TYPE_CHECKING:
     from samora_monai.data.unlabeled import UnlabeledScans
@@ -37,27 +38,36 @@ THIRD_PARTY_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
 )
 
 
-def start() -> None:
-    """Make this process answer a user's mistakes in one line: error hook, fewer warnings, check of the overrides.
+def start(device: torch.device | str | None = None, distributed: bool | str = False) -> None:
+    """Prepare this process for a run, so that it reports a user's mistake in one line.
+
+    Installs the error hook, hides warnings that no user can act on, keeps stdout from failing on file names that are
+    not UTF-8, checks the overrides of the command line and the device, and joins the other processes.
+
+    Args:
+        device: where the run computes; None checks none.
+        distributed: see `join_processes`.
 
     Raises:
-        InputError: for a setting on the command line that no config knows.
+        InputError: the command line has a setting that no config has; the device cannot be used.
     """
     install_error_hook()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that is no UTF-8 must not stop a run that prints it
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for category, message in THIRD_PARTY_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
     logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)  # repeats the command's arguments
     check_overrides()
-    track_undecollated_loss()
+    if device is not None:
+        check_device(device)
+    join_processes(distributed)
 
 
 def check_held_out(scans: UnlabeledScans) -> None:
-    """Some scans must be held out: the best file of a pretraining is the one with the lowest loss on them.
+    """Check that scans are held out, since pretraining keeps the weights with the lowest loss on them.
 
     Raises:
-        InputError: none are.
+        InputError: no scan is held out.
     """
     if not scans.validation:
         raise InputError(
@@ -67,13 +77,13 @@ def check_held_out(scans: UnlabeledScans) -> None:
 
 
 def check_device(device: torch.device | str) -> None:
-    """The device must be there and work.
+    """Check that a tensor can be made on the device.
 
     Raises:
-        InputError: it is not, or does not.
+        InputError: it cannot.
     """
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"device '{device}' cannot be used ({reason}); give --device cpu, or another") from error

@@ -22,7 +22,7 @@ import yaml
 from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from samora_monai.workflow.tracking import require_mlflow
+from samora_monai.workflow.overrides import require_mlflow
 from tests.bundles.command_line import BUNDLE, CONFIGS, EXPERT_BUNDLES, FAST, FAST_EXPERT, Bundle, CommandLine
 from tests.bundles.conftest import Trained
 from tests.label.models import write_model

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from samora_monai.errors import InputError
-from samora_monai.workflow.overrides import check_overrides, flag, parse_flags
+from samora_monai.settings import flag
+from samora_monai.workflow.overrides import check_overrides, parse_flags
 
 CONFIG = """
 epochs: 100

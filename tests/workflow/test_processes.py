@@ -6,7 +6,7 @@ import ignite.distributed as idist
 import pytest
 import torch
 
-from samora_monai.workflow.processes import join_launched, own_device, own_share
+from samora_monai.workflow.processes import join_processes, own_device, own_share
 from tests.tiny import refused
 
 
@@ -35,7 +35,7 @@ def test_job_of_an_array_is_alone(monkeypatch: pytest.MonkeyPatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    join_launched()
+    join_processes("launched")
     idist.barrier()
     assert idist.get_world_size() == 1
 
