@@ -1,21 +1,45 @@
 """What a bundle run needs around its engines: start-up checks, cases, weights, summary, processes."""
 
 from samora_monai.settings import check_run_settings
-from samora_monai.workflow import error_hook, overrides, processes, startup, summary, weights
 from samora_monai.workflow.cases import RunCases, model_to_train, resolve_cases
+from samora_monai.workflow.processes import (
+    leave_process_group,
+    own_device,
+    own_share,
+    set_process_seed,
+    shared_sampler,
+    wrap,
+)
 from samora_monai.workflow.startup import check_held_out, start
+from samora_monai.workflow.summary import print_pretraining_summary, print_summary
+from samora_monai.workflow.weights import (
+    load_base,
+    load_decoder,
+    load_pretrained,
+    load_teacher,
+    load_trained_expert,
+    start_teacher,
+)
 
 __all__ = [
     "RunCases",
     "check_held_out",
     "check_run_settings",
-    "error_hook",
+    "leave_process_group",
+    "load_base",
+    "load_decoder",
+    "load_pretrained",
+    "load_teacher",
+    "load_trained_expert",
     "model_to_train",
-    "overrides",
-    "processes",
+    "own_device",
+    "own_share",
+    "print_pretraining_summary",
+    "print_summary",
     "resolve_cases",
+    "set_process_seed",
+    "shared_sampler",
     "start",
-    "startup",
-    "summary",
-    "weights",
+    "start_teacher",
+    "wrap",
 ]
