@@ -1,9 +1,10 @@
-"""What a run is about to do, on one screen before it starts."""
+"""A summary of a run before it starts: device, data, network, memory."""
 
 from __future__ import annotations
 
+import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Sized
 from typing import TYPE_CHECKING
 
 import ignite.distributed as idist
@@ -12,11 +13,15 @@ import torch
 from torch import nn
 
 from samora_monai import __version__
+from samora_monai.settings import flag
 
 if TYPE_CHECKING:
+    from samora_monai.checkpoints.model_settings import ModelSettings
     from samora_monai.data.datalist import Cases
     from samora_monai.data.slices import SliceDataset
     from samora_monai.data.unlabeled import UnlabeledScans
+
+logger = logging.getLogger(__name__)
 
 GB = 1e9
 PATCH = 16  # side of a token in pixels
@@ -24,56 +29,54 @@ PATCH = 16  # side of a token in pixels
 
 def print_summary(
     network: nn.Module,
-    device: torch.device,
+    device: torch.device | str,
     cases: Cases,
-    class_names: Sequence[str],
+    model: ModelSettings,
     batch_size: int,
-    image_size: int,
-    amp: bool,
-    dataset: SliceDataset | None = None,
+    amp: bool | str,
+    dataset: SliceDataset,
+    validation: Sized,
 ) -> None:
-    """Print device, versions, scans, classes, network and expected memory. Rank 0 only.
+    """Log device, versions, scans, classes, network and expected memory, on rank 0.
 
     Args:
-        network: the network itself, not its DistributedDataParallel wrapper; its `describe() -> str` is printed
-            if it has one.
+        network: the network, not its DistributedDataParallel wrapper; `describe() -> str` is its line, if it has one.
         device: where it trains.
-        cases: training and validation scans and where they come from.
-        class_names: in the order of the label values, background first.
+        cases: where the scans come from.
+        model: the names of the classes and the size of the network's input.
         batch_size: slices per step and process.
-        image_size: side of the network's input in pixels.
         amp: whether activations are half precision.
-        dataset: the training data set, whose slices and memory are then told.
+        dataset: the slices of the training scans.
+        validation: the validation scans.
     """
     if idist.get_rank() > 0:
         return
-    _print(
-        device,
-        [
-            ("data", cases.source),
-            ("scans", _scans(cases, dataset)),
-            ("classes", ", ".join(f"{i} {name}" for i, name in enumerate(class_names))),
-            *_network_rows(network, batch_size, image_size, amp, dataset),
-        ],
-    )
+    slices = f"{len(dataset)} of {dataset.num_slices_total} slices"
+    rows = [
+        ("data", cases.source),
+        ("scans", f"{len(cases.training)} training ({slices}), {len(validation)} validation"),
+        ("classes", ", ".join(f"{i} {name}" for i, name in enumerate(model.class_names))),
+    ]
+    _log(device, rows + _network_rows(network, batch_size, model.network.image_size, flag(amp), dataset))
 
 
 def print_pretraining_summary(
     network: nn.Module,
-    device: torch.device,
+    device: torch.device | str,
     scans: UnlabeledScans,
     batch_size: int,
     image_size: int,
-    amp: bool,
+    amp: bool | str,
     dataset: SliceDataset,
     held_out: SliceDataset,
     teacher: str | None = None,
 ) -> None:
-    """The same for a training on unlabelled scans: which files of which formats, what was passed over. Rank 0 only.
+    """Log the summary of a training on unlabelled scans: files by format, and files left out. Rank 0 only.
 
     Args:
-        network, device, batch_size, image_size, amp: as in `print_summary`.
+        network, device, batch_size, amp: as in `print_summary`.
         scans: the files that were found.
+        image_size: side of the network's input in pixels.
         dataset, held_out: their slices.
         teacher: one line about the teacher, if there is one.
     """
@@ -90,11 +93,11 @@ def print_pretraining_summary(
         rows.append((name, f"{slices.num_volumes} scans, {len(slices)} slices{left_out}"))
     if teacher is not None:
         rows.append(("teacher", teacher))
-    _print(device, [*rows, *_network_rows(network, batch_size, image_size, amp, dataset)])
+    _log(device, rows + _network_rows(network, batch_size, image_size, flag(amp), dataset))
 
 
 def _network_rows(
-    network: nn.Module, batch_size: int, image_size: int, amp: bool, dataset: SliceDataset | None
+    network: nn.Module, batch_size: int, image_size: int, amp: bool, dataset: SliceDataset
 ) -> list[tuple[str, str]]:
     trainable, total = count_parameters(network)
     return [
@@ -104,30 +107,31 @@ def _network_rows(
     ]
 
 
-def _print(device: torch.device, rows: list[tuple[str, str]]) -> None:
+def _log(device: torch.device | str, rows: list[tuple[str, str]]) -> None:
     ranks = f" x {idist.get_world_size()} processes" if idist.get_world_size() > 1 else ""
     head = [
         ("device", _device(torch.device(device)) + ranks),
         ("versions", f"samora_monai {__version__}, monai {monai.__version__}, torch {torch.__version__}"),
     ]
-    print("\n".join(f"{name:<11} {text}" for name, text in head + rows), flush=True)
+    for name, text in head + rows:
+        logger.info(f"{name:<11} {text}")
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
-    """Number of trainable values, number of all values."""
+    """Return the number of trainable values and the number of all values."""
     counts = [(p.numel(), p.requires_grad) for p in network.parameters()]
     return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
 
 
 def training_bytes(network: nn.Module, batch_size: int, image_size: int, amp: bool) -> dict[str, float]:
-    """Estimated memory of a training step by part: `weights`, `training` (gradients and AdamW), `activations`.
+    """Estimate the memory of a training step by part: `weights`, `training` (gradients and AdamW), `activations`.
 
-    Weights count 4 bytes; a trainable value 12 more for its gradient and AdamW's two moments. Activations that wait for
-    the backward pass are taken as 1.5 tensors as large as the output of each matrix on every token of 16 x 16 pixels:
-    its own input, and the norm, GELU or residual around it. Frozen matrices count too, since the gradient passes
-    through them. Measured on this package's networks, autograd keeps 0.6 to 1.2 times that. Counts neither the
-    framework's own memory nor what gradient checkpointing saves. There are no `activations` for a network
-    that trains more convolutions than anything else: theirs depend on the strides.
+    A weight takes 4 bytes; a trainable one 12 more, for its gradient and AdamW's two moments. Activations kept for the
+    backward pass are estimated as 1.5 tensors of the size of each matrix's output, over all tokens of 16 x 16 pixels:
+    the matrix's input and the norm, GELU or residual around it. Frozen matrices count too, since gradients pass through
+    them. On this package's networks, autograd keeps 0.6 to 1.2 times the estimate. The framework's own memory and the
+    savings of gradient checkpointing are not counted. Without `activations` where most trainable weights belong to
+    convolutions, whose outputs depend on their strides.
     """
     trainable, total = count_parameters(network)
     tokens = batch_size * (image_size // PATCH) ** 2
@@ -150,17 +154,12 @@ def _device(device: torch.device) -> str:
     return f"{device} ({properties.name}, {properties.total_memory / GB:.0f} GB)"
 
 
-def _scans(cases: Cases, dataset: SliceDataset | None) -> str:
-    slices = f" ({len(dataset)} of {dataset.num_slices_total} slices)" if dataset is not None else ""
-    return f"{len(cases.training)} training{slices}, {len(cases.validation)} validation"
-
-
-def _memory(network: nn.Module, batch_size: int, image_size: int, amp: bool, dataset: SliceDataset | None) -> str:
+def _memory(network: nn.Module, batch_size: int, image_size: int, amp: bool, dataset: SliceDataset) -> str:
     parts = training_bytes(network, batch_size, image_size, amp)
     text = "about" if "activations" in parts else "activations and"
     text += f" {_gigabytes(sum(parts.values()))} for training ("
     text += ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items()) + ")"
-    return text if dataset is None else f"{text}; {_gigabytes(dataset.nbytes)} of RAM for the slices"
+    return f"{text}; {_gigabytes(dataset.nbytes)} of RAM for the slices"
 
 
 def _gigabytes(size: float) -> str:

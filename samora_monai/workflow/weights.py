@@ -5,6 +5,7 @@ Nothing is random unless it was asked for.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
 from samora_monai.pretraining import DenoisingStudent, teacher_files
 from samora_monai.pretraining.teacher_files import Teacher
+
+logger = logging.getLogger(__name__)
 
 HOW_TO_GET_SAM = (
     "download it with 'python -m monai.bundle download_large_files --bundle_path .' or give another with "
@@ -110,7 +113,7 @@ def load_trained_expert(segmenter: Segmenter, sam: str | None, expert: str, leve
         raise MissingFileError(f"no {level} expert '{expert}'; {HOW_TO_TRAIN}, or name one with --expert FILE")
     load_base(segmenter, sam)
     report = load_expert(segmenter, expert, level)
-    print(f"loaded {report}", flush=True)
+    logger.info(f"loaded {report}")
     return report
 
 
@@ -129,7 +132,7 @@ def load_decoder(student: DenoisingStudent, decoder: str) -> LoadReport:
     remedy = "give the decoder.pt that was written with the expert"
     own = student.decoder
     report = LoadReport(name, copied=copy_strictly(own, state, list(own.state_dict()), name, remedy))
-    print(f"loaded {report}", flush=True)
+    logger.info(f"loaded {report}")
     return report
 
 
@@ -147,5 +150,5 @@ def _load_sam(net: Segmenter, sam: str | None, remedy: str) -> LoadReport:
 
 def _said(report: LoadReport) -> LoadReport:
     if idist.get_rank() == 0:
-        print(f"loaded {report}", flush=True)
+        logger.info(f"loaded {report}")
     return report

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.workflow.summary import count_parameters, print_summary, training_bytes
 
 
@@ -27,22 +28,24 @@ class Slices:
         return 8
 
 
-def test_summary(capsys):
+def test_summary(caplog):
+    caplog.set_level("INFO", "samora_monai")
     net = network()
     slices: Any = Slices()
     net.describe = lambda: "SAMora, vit_b"
-    cases: Any = SimpleNamespace(training=[1] * 4, validation=[1], source="/data/dataset.json")
+    cases: Any = SimpleNamespace(training=[1] * 4, source="/data/dataset.json")
+    model = ModelSettings.from_dict({"class_names": ["background", "liver"], "image_size": 64})
     print_summary(
         network=net,
         device=torch.device("cpu"),
         cases=cases,
-        class_names=["background", "liver"],
+        model=model,
         batch_size=2,
-        image_size=64,
         amp=False,
         dataset=slices,
+        validation=[1],
     )
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    lines = dict(line.split(maxsplit=1) for line in caplog.messages)
     assert lines["device"].startswith("cpu (")
     assert lines["versions"].startswith("samora_monai 0.")
     assert lines["data"] == "/data/dataset.json"
@@ -53,11 +56,12 @@ def test_summary(capsys):
     assert lines["memory"].endswith("; 2.5 GB of RAM for the slices")
 
 
-def test_quiet_on_other_ranks(capsys, monkeypatch):
-    cases: Any = None
-    monkeypatch.setattr("samora_monai.workflow.summary.is_main_process", lambda: False)
-    print_summary(network(), torch.device("cpu"), cases, [], 1, 64, False)
-    assert capsys.readouterr().out == ""
+def test_quiet_on_other_ranks(caplog, monkeypatch):
+    caplog.set_level("INFO", "samora_monai")
+    nothing: Any = None
+    monkeypatch.setattr("ignite.distributed.get_rank", lambda: 1)
+    print_summary(network(), torch.device("cpu"), nothing, nothing, 1, False, nothing, [])
+    assert caplog.messages == []
 
 
 def test_bytes_by_hand():

@@ -51,11 +51,14 @@ def test_from_scratch_was_asked_for(nothing: str | None):
 
 
 @pytest.mark.parametrize(("decoder", "argument"), [("sam", "samed"), ("hierarchical", "hsam")])
-def test_lora_file_on_top_of_sam(decoder: str, argument: str, sam: str, tmp_path: Path, capsys):
+def test_lora_file_on_top_of_sam(
+    decoder: str, argument: str, sam: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "samora_monai")
     source = write_lora(tmp_path / "lora.pth", decoder)
     net = build(decoder=decoder)
     reports = load_pretrained(net, sam, **{argument: str(tmp_path / "lora.pth")})
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+    assert [line.split(":")[0] for line in caplog.messages] == [
         "loaded 'sam.pth'",
         "loaded 'lora.pth'",
     ]
