@@ -1,6 +1,6 @@
 """Models that an earlier release wrote: their settings load, and their labels are those that the release made.
 
-`tests/goldens/release_0.1.npz` holds the labels of the first release, commit 1cd0bea, for the weights and settings below
+`tests/goldens/release_0.1.npz` holds the labels of the first release (1cd0bea) for the weights and settings below
 on the validation scans of the fixture `phantoms`.
 """
 
