@@ -21,7 +21,7 @@ from samora_monai.data.scans import absolute, relative_case
 from samora_monai.errors import InputError
 from samora_monai.replacing import replacing
 
-ORIGIN = "label_origin"  # key of the text that goes into the header
+PROVENANCE = "label_provenance"  # key of the text that goes into the header
 
 
 class SaveLabeld(SaveImaged):
@@ -30,7 +30,7 @@ class SaveLabeld(SaveImaged):
     Differs from `SaveImaged` in: the file appears only when it is complete (written under a hidden name, then renamed);
     sub-folders are those of `data_root_dir`, and a case name keeps its dots; two scans never share a file;
     uint8; no log. The path is put into the metadata under `"saved_to"`. A text of up to 79 characters under the key
-    `ORIGIN`, if there is one, goes into the header, where `read_origin` finds it.
+    `PROVENANCE`, if there is one, goes into the header, where `read_provenance` finds it.
 
     Args:
         keys: keys of label maps `[1, X, Y, Z]`, integers 0 to 255, already inverted to the scan's own grid.
@@ -73,7 +73,7 @@ class SaveLabeld(SaveImaged):
             image.set_qform(image.affine, code=code)  # ITK reads the qform, others the sform
             image.set_sform(image.affine, code=code)
             image.header.set_xyzt_units("mm")
-            image.header["descrip"] = str(d.get(ORIGIN, "")).encode()
+            image.header["descrip"] = str(d.get(PROVENANCE, "")).encode()
             try:
                 write_atomically(image, file)
             except OSError as error:
@@ -87,8 +87,8 @@ class SaveLabeld(SaveImaged):
         return self.output_dir / case.parent / f"{case.name}_{self.output_postfix}.nii.gz"
 
 
-def read_origin(file: Path) -> str | None:
-    """What `SaveLabeld` noted in a label file; `None` if the file is absent, cut off or no NIfTI.
+def read_provenance(file: Path) -> str | None:
+    """Read the provenance in the header of a label file; `None` if the file is absent, cut off or no NIfTI.
 
     Quick, as it reads the header and the last four bytes: gzip's own count of the bytes that were packed.
     """

@@ -1,5 +1,15 @@
 """Inference on volumes and on folders of scans."""
 
-from samora_monai.inference import folder, inferers, label_origin, log
+from samora_monai.inference.folder import ReadableScans, scans_to_segment
+from samora_monai.inference.inferers import SliceLabelInferer, SliceStackInferer
+from samora_monai.inference.label_provenance import LabelProvenance
+from samora_monai.inference.log import InferenceLog
 
-__all__ = ["folder", "inferers", "label_origin", "log"]
+__all__ = [
+    "InferenceLog",
+    "LabelProvenance",
+    "ReadableScans",
+    "SliceLabelInferer",
+    "SliceStackInferer",
+    "scans_to_segment",
+]

@@ -1,55 +1,63 @@
-"""Inference over many scans: each process its share, finished ones only once, and broken ones at the end."""
+"""Inference on a folder of scans: shares of processes, resuming, and scans that cannot be read."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
 from monai.data import DataLoader
 
-from samora_monai.data.label_files import ORIGIN, SaveLabeld, read_origin
+from samora_monai.data.label_files import PROVENANCE, SaveLabeld, read_provenance
 from samora_monai.errors import InputError, user_message
-from samora_monai.inference.label_origin import LabelOrigin
+from samora_monai.inference.label_provenance import LabelProvenance
 from samora_monai.replacing import remove_unfinished
+from samora_monai.settings import flag
+
+logger = logging.getLogger(__name__)
 
 
-def scans_to_do(
-    scans: Sequence[Mapping[str, str]], saver: SaveLabeld, origin: LabelOrigin, share: Sequence[int], resume: bool
+def scans_to_segment(
+    scans: Sequence[Mapping[str, str]],
+    saver: SaveLabeld,
+    provenance: LabelProvenance,
+    share: Sequence[int],
+    resume: bool | str,
 ) -> list[dict[str, str]]:
-    """This process's scans, and what their labels are made of; with `resume` only those that have no such label yet.
+    """Select the scans of this process; with `resume`, only those without a label of the same provenance.
 
-    A label counts if it is whole and was made by the same model and settings from the same scan. Prints how many there
-    are where there is something to tell, and removes what killed runs have left of this process's labels.
+    A label counts as finished if its file is complete and was made by the same model and settings from the same scan.
+    Temporary files that killed runs left beside this process's labels are removed.
 
     Args:
-        scans: `{"image": path}` for all processes, in the same order in each.
-        saver: knows the label file of each scan.
-        origin: of this run's labels.
+        scans: `{"image": path}` of all processes, in the same order in each.
+        saver: gives the label file of each scan.
+        provenance: of the labels of this run.
         share: rank of this process and number of processes.
-        resume: leave finished scans out.
+        resume: skip finished scans.
 
     Returns:
-        `{"image": path, ORIGIN: text}` for each scan to do.
+        `{"image": path, PROVENANCE: text}` for each scan.
     """
-    rank, processes = share
-    own = [{"image": scan["image"], ORIGIN: origin.of(scan["image"])} for scan in scans[rank::processes]]
+    resume, (rank, processes) = flag(resume, "resume"), share
+    own = [{"image": scan["image"], PROVENANCE: provenance.of(scan["image"])} for scan in scans[rank::processes]]
     remove_unfinished({saver.file_of(scan["image"]) for scan in own})
-    to_do = [scan for scan in own if read_origin(saver.file_of(scan["image"])) != scan[ORIGIN]]
-    finished = len(own) - len(to_do)
+    unfinished = [scan for scan in own if read_provenance(saver.file_of(scan["image"])) != scan[PROVENANCE]]
+    finished = len(own) - len(unfinished)
     if processes > 1 or finished:
         again = "; they are made again, --resume true would keep them" if finished and not resume else ""
-        print(f"rank {rank} of {processes}: {len(own)} scans, {finished} finished before{again}", flush=True)
-    return to_do if resume else own
+        logger.info(f"rank {rank} of {processes}: {len(own)} scans, {finished} finished before{again}")
+    return unfinished if resume else own
 
 
 class ReadableScans:
-    """The batches of a data loader, without the scans that cannot be read or are not as they should be.
+    """The batches of a data loader, without scans that cannot be read or fail a check.
 
-    One of these is reported when it is met, and the run goes on; `end` tells of them all.
+    Each such scan is logged when it occurs, and the run continues; `end` lists all of them.
 
     Args:
-        dataloader: gives one scan at a time.
+        dataloader: loads one scan at a time.
     """
 
     def __init__(self, dataloader: DataLoader) -> None:
@@ -64,13 +72,13 @@ class ReadableScans:
         while True:
             try:
                 batch = next(batches, None)
-            except Exception as error:  # MONAI wraps what a transform raises; a worker of the loader hands over text
+            except Exception as error:  # MONAI wraps the errors of transforms; a worker of the loader sends text
                 mistake = user_message(error)
                 if mistake is None:
                     raise
                 self.taken += 1
                 self.failed.append(mistake)
-                print(f"[{self.taken}/{self.total}] no label: {mistake}", flush=True)
+                logger.info(f"[{self.taken}/{self.total}] no label: {mistake}")
                 continue
             if batch is None:
                 return
@@ -78,7 +86,8 @@ class ReadableScans:
             yield batch
 
     def end(self) -> None:
-        """
+        """Wait for all processes, then report the scans without a label.
+
         Raises:
             InputError: some scans have no label.
         """
@@ -86,8 +95,9 @@ class ReadableScans:
         if self.total == len(self.failed) == 1:
             raise InputError(self.failed[0])
         if self.failed:
-            print(f"{len(self.failed)} of {self.total} scans have no label:", *self.failed, sep="\n  ", flush=True)
+            count = f"{len(self.failed)} of {self.total} scans have no label"
+            logger.info("\n  ".join([f"{count}:", *self.failed]))
             raise InputError(
-                f"{len(self.failed)} of {self.total} scans have no label, the first: {self.failed[0]}; "
-                "mend or remove them and add --resume true to do these alone"
+                f"{count}, the first: {self.failed[0]}; "
+                "repair or remove them and add --resume true to segment only these"
             )

@@ -1,7 +1,7 @@
-"""Slice-wise inference on volumes that gives label maps, not volumes of logits.
+"""Slice-wise inference on volumes.
 
-Differs from `monai.inferers.SliceInferer` in: the class is chosen per batch of slices on the device, so memory does not
-grow with the number of classes times the volume; and autocast works on processors too.
+Differs from `monai.inferers.SliceInferer` in: label maps instead of logits, computed per batch of slices on the device,
+so that memory does not grow with classes times voxels; autocast also on CPUs; outputs of any shape.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from samora_monai.settings import flag
+
 
 class SliceLabelInferer(Inferer):
-    """Segments a volume slice by slice, several slices at a time.
+    """Segment a volume in batches of slices.
 
     Args:
         batch_size: slices in one forward pass.
-        slice_axis: the axis of ``[X, Y, Z]`` that is cut; 2 is axial in RAS.
+        slice_axis: axis of `[X, Y, Z]` that is cut into slices; 2 is axial in RAS.
         amp: run the network under bfloat16 autocast.
     """
 
-    def __init__(self, batch_size: int = 8, slice_axis: int = 2, amp: bool = False) -> None:
+    def __init__(self, batch_size: int = 8, slice_axis: int = 2, amp: bool | str = False) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.slice_axis = slice_axis
-        self.amp = amp
+        self.amp = flag(amp, "amp")
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """``[B, C, X, Y, Z]`` in [0, 1] -> labels ``[B, 1, X, Y, Z]``, uint8, on the device of `inputs`."""
+        """`[B, C, X, Y, Z]` in [0, 1] -> labels `[B, 1, X, Y, Z]`, uint8, with the device and the meta of `inputs`."""
         axis = self.slice_axis + 2
         labels = torch.empty((len(inputs), 1, *inputs.shape[2:]), dtype=torch.uint8, device=inputs.device)
-        # slices first: [B, C, X, Y, Z] -> [B, Z, C, X, Y]; the label map is written through the same view
+        # slices first: [B, C, X, Y, Z] -> [B, Z, C, X, Y]; the label map is written through a view of the same kind
         source = convert_to_tensor(inputs, track_meta=False).movedim(axis, 1)
         target = labels.movedim(axis, 1)
         for volume, out in zip(source, target, strict=True):
@@ -43,13 +45,11 @@ class SliceLabelInferer(Inferer):
                 with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
                     logits = network(volume[chunk].contiguous(), *args, **kwargs)
                 out[chunk] = logits.max(1, keepdim=True).indices.to(torch.uint8)  # 17 times faster than argmax on a CPU
-        return convert_to_dst_type(labels, inputs, dtype=labels.dtype)[0]  # with the meta of the scan
+        return convert_to_dst_type(labels, inputs, dtype=labels.dtype)[0]
 
 
 class SliceStackInferer(Inferer):
-    """Applies a network to every slice of a volume, several slices at a time, and stacks whatever it answers.
-
-    Differs from `monai.inferers.SliceInferer` in: the answers may have any shape, so features and tokens do too.
+    """Apply a network to a volume in batches of slices and stack its outputs, e.g. features or tokens.
 
     Args:
         batch_size: slices in one forward pass.
@@ -60,10 +60,10 @@ class SliceStackInferer(Inferer):
         self.batch_size = batch_size
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """``[B, C, X, Y, Z]`` in [0, 1] -> ``[B, ..., Z]``, where the network gives ``[slices, ...]``."""
+        """`[B, C, X, Y, Z]` in [0, 1] -> `[B, ..., Z]` from outputs `[slices, ...]` of the network."""
         source = convert_to_tensor(inputs, track_meta=False).movedim(-1, 1)  # [B, Z, C, X, Y]
-        answers = [
+        outputs = [
             torch.cat([network(chunk.contiguous(), *args, **kwargs) for chunk in volume.split(self.batch_size)])
             for volume in source
         ]
-        return torch.stack(answers).movedim(1, -1)
+        return torch.stack(outputs).movedim(1, -1)

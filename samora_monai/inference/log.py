@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
 
 import torch
 from ignite.engine import Events
@@ -11,25 +11,28 @@ from monai.data import MetaTensor
 from monai.engines import Evaluator
 from monai.utils import CommonKeys, MetaKeys
 
+from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.inference.folder import ReadableScans
+
+logger = logging.getLogger(__name__)
 
 
 class InferenceLog:
-    """Evaluator handler that prints `[3/12] liver.nii.gz -> eval/liver_seg.nii.gz  80 slices, 4.2 s  liver 1.41 l`.
+    """Evaluator handler that logs `[3/12] data/ct.nii.gz -> eval/ct_seg.nii.gz  80 slices, 4.2 s  liver 1410.3 ml`.
 
-    Works on the output of a postprocessing that ends with :class:`samora_monai.data.SaveLabeld`.
+    Works on the output of a postprocessing that ends with `samora_monai.data.SaveLabeld`.
 
     Args:
-        class_names: names of the classes, background first; each one found is printed with its volume.
-        scans: what the engine's data come from, which knows how far it is.
+        model: its class names, with which the volumes are logged, and the axis that is cut into slices.
+        scans: the data of the engine, which counts the scans so far.
     """
 
-    def __init__(self, class_names: Sequence[str], scans: ReadableScans) -> None:
-        self.class_names = class_names
+    def __init__(self, model: ModelSettings, scans: ReadableScans) -> None:
+        self.model = model
         self.scans = scans
 
     def attach(self, engine: Evaluator) -> None:
-        """Print the cases of `engine`, the evaluator."""
+        """Log the cases of `engine`, the evaluator."""
         engine.add_event_handler(Events.ITERATION_STARTED, self._started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._completed)
         self.start = time.monotonic()
@@ -39,18 +42,20 @@ class InferenceLog:
             self.start = time.monotonic()
 
     def _completed(self, engine: Evaluator) -> None:
+        names = self.model.class_names
         for item in engine.state.output:
             pred: MetaTensor = item[CommonKeys.PRED]
-            millilitres = abs(torch.det(pred.affine[:3, :3]).item()) / 1000
-            counts = torch.bincount(pred.as_tensor().flatten().long(), minlength=len(self.class_names))
-            found = [
+            millilitres = abs(torch.det(pred.affine[:3, :3]).item()) / 1000  # of a voxel
+            counts = torch.bincount(pred.as_tensor().flatten().long(), minlength=len(names)).tolist()
+            volumes = [
                 f"{name} {count * millilitres:.1f} ml"
-                for name, count in zip(self.class_names[1:], counts[1:].tolist(), strict=True)
+                for name, count in zip(names[1:], counts[1:], strict=True)
                 if count
             ]
+            slices = item[CommonKeys.IMAGE].shape[1 + self.model.scaling.slice_axis]  # [C, X, Y, Z] in RAS
             seconds, self.start = time.monotonic() - self.start, time.monotonic()
-            print(
+            logger.info(
                 f"[{self.scans.taken}/{self.scans.total}] {pred.meta['filename_or_obj']} -> "
-                f"{pred.meta[MetaKeys.SAVED_TO]}  {seconds:.1f} s  {', '.join(found) or 'nothing found'}",
-                flush=True,
+                f"{pred.meta[MetaKeys.SAVED_TO]}  {slices} slices, {seconds:.1f} s  "
+                f"{', '.join(volumes) or 'nothing found'}"
             )

@@ -1,31 +1,6 @@
-"""The report of an evaluation: tables, CSV files and a page of HTML."""
+"""The report of an evaluation: tables, CSV files and an HTML page."""
 
-from samora_monai.report import (
-    box_plots,
-    case_article,
-    case_pictures,
-    case_report,
-    class_summary,
-    class_tables,
-    csv_tables,
-    html_text,
-    page,
-    provenance,
-    shown_cases,
-    style,
-)
+from samora_monai.report.case_report import CaseReport
+from samora_monai.report.provenance import Provenance
 
-__all__ = [
-    "box_plots",
-    "case_article",
-    "case_pictures",
-    "case_report",
-    "class_summary",
-    "class_tables",
-    "csv_tables",
-    "html_text",
-    "page",
-    "provenance",
-    "shown_cases",
-    "style",
-]
+__all__ = ["CaseReport", "Provenance"]

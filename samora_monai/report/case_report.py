@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from monai.engines import Evaluator
 from monai.utils import CommonKeys as Keys
 from monai.utils import ImageMetaKey
 
+from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.data.scans import case_name
 from samora_monai.errors import InputError
 from samora_monai.metrics import ClassMetrics, case_metrics
@@ -27,6 +29,8 @@ from samora_monai.report.page import report_page
 from samora_monai.report.provenance import Provenance
 from samora_monai.report.shown_cases import SliceStore, best_median_worst, telling_slices
 
+logger = logging.getLogger(__name__)
+
 
 class CaseReport:
     """Evaluator handler that measures every case and writes `metrics.csv`, `summary.csv` and `report.html`.
@@ -37,13 +41,13 @@ class CaseReport:
 
     Args:
         output_dir: folder of the files, made if needed.
-        class_names: in the order of the label values, background first.
-        provenance: what the report says of the run.
+        model: settings of the model, which name the classes.
+        provenance: the facts about the run that the page lists.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, class_names: Sequence[str], provenance: Provenance) -> None:
+    def __init__(self, output_dir: str | os.PathLike, model: ModelSettings, provenance: Provenance) -> None:
         self.output_dir = Path(output_dir)
-        self.class_names = list(class_names)
+        self.class_names = model.class_names
         self.provenance = provenance
         self.facts: dict[str, str] = {}
         self.rows: dict[str, list[ClassMetrics]] = {}  # by path of the image
@@ -79,7 +83,7 @@ class CaseReport:
             if not np.isnan(mean_dice(rows)):
                 self.slices[path] = telling_slices(image, label, pred, rows)
             dice = "  ".join(f"{self.class_names[row.class_index]} {number(row.dice, 3)}" for row in rows)
-            print(f"{_case_name(path)}  mean Dice {number(mean_dice(rows), 3)}  ({dice})", flush=True)
+            logger.info(f"{_case_name(path)}  mean Dice {number(mean_dice(rows), 3)}  ({dice})")
 
     def _completed(self, engine: Evaluator) -> None:
         gathered = {path: rows for part in _gather(self.rows) for path, rows in part.items()}
@@ -91,11 +95,11 @@ class CaseReport:
         summaries = summarize(cases, self.class_names)
         write_csv(self.output_dir / "metrics.csv", case_table(cases, self.class_names))
         write_csv(self.output_dir / "summary.csv", summary_table(summaries))
-        print(printed_table(summaries), flush=True)
-        page = report_page(cases, summaries, self.class_names, shown, self.facts, self.provenance.settings)
+        logger.info(printed_table(summaries))
+        page = report_page(cases, summaries, self.class_names, shown, self.facts, self.provenance.model.as_dict())
         with replacing(self.output_dir / "report.html") as unfinished:
             unfinished.write_text(page, encoding="utf-8")
-        print(f"{len(cases)} cases; details in {self.output_dir / 'metrics.csv'} and report.html", flush=True)
+        logger.info(f"{len(cases)} cases; details in {self.output_dir / 'metrics.csv'} and report.html")
 
     def _shown_cases(self, gathered: Mapping[str, list[ClassMetrics]], names: Mapping[str, str]) -> list[ShownCase]:
         # every rank chooses the same cases, and hands out the slices of those that it has measured

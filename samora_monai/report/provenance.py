@@ -7,10 +7,9 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ignite.distributed as idist
 import monai
@@ -19,6 +18,7 @@ import torch
 
 from samora_monai import __version__
 from samora_monai.checkpoints.files import file_sha256
+from samora_monai.checkpoints.model_settings import ModelSettings
 
 if TYPE_CHECKING:
     from samora_monai.data.datalist import Cases
@@ -31,13 +31,13 @@ class Provenance:
     Args:
         cases: the scans; those of `validation` are measured.
         checkpoint: the weight file.
-        settings: of the model, as this run uses them.
+        model: settings of the model, as this run uses them.
         device: where the network runs.
     """
 
     cases: Cases
     checkpoint: str | os.PathLike[str]
-    settings: Mapping[str, Any]
+    model: ModelSettings
     device: torch.device | str
 
     def facts(self) -> dict[str, str]:

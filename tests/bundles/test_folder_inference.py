@@ -183,7 +183,7 @@ def test_broken_scans_do_not_stop_the_others(trained: Trained, whole: Path, scan
     assert finished.code == 1 and len(finished.complaints) == 1
     message = finished.complaints[0]
     assert message.startswith(f"error: 2 of 6 scans have no label, the first: cannot read '{cut}': ")
-    assert message.endswith("; mend or remove them and add --resume true to do these alone")
+    assert message.endswith("; repair or remove them and add --resume true to segment only these")
     assert f"[1/6] no label: cannot read '{cut}'" in finished.out and "[6/6] " in finished.out
     assert f"\n  image '{flat}' must be one 3-D volume" in finished.out.split("2 of 6 scans have no label:")[1]
     assert sorted(files(labels)) == GOOD

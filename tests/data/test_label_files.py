@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd, SaveImaged
 
 from samora_monai.data import LoadCased, SaveLabeld, check_output_dir, label_files
-from samora_monai.data.label_files import ORIGIN, read_origin
+from samora_monai.data.label_files import PROVENANCE, read_provenance
 from samora_monai.errors import InputError
 from samora_monai.synthetic.phantoms import make_phantom
 
@@ -122,19 +122,19 @@ def test_unfinished_file_is_hidden(tmp_path, monkeypatch):
 def test_origin_of_a_whole_file_alone(tmp_path, shape):
     saver = SaveLabeld("pred", tmp_path)
     file = saver.file_of("/data/a.nii.gz")
-    assert read_origin(file) is None
+    assert read_provenance(file) is None
     for origin in ("samora_monai:" + "0" * 40, ""):
-        saver({"pred": label_map("/data/a.nii.gz", shape), ORIGIN: origin})
-        assert read_origin(file) == origin
+        saver({"pred": label_map("/data/a.nii.gz", shape), PROVENANCE: origin})
+        assert read_provenance(file) == origin
     saver({"pred": label_map("/data/a.nii.gz", shape)})
-    assert read_origin(file) == ""
+    assert read_provenance(file) == ""
     whole = file.read_bytes()
     for size in {*range(0, len(whole), max(1, len(whole) // 50)), len(whole) - 8, len(whole) - 1}:
         file.write_bytes(whole[:size])
-        assert read_origin(file) is None, size
+        assert read_provenance(file) is None, size
     for other in (b"text", b"\x1f\x8b" + whole[200:], whole[:30] + b"?" * 40 + whole[70:]):
         file.write_bytes(other)
-        assert read_origin(file) is None
+        assert read_provenance(file) is None
 
 
 def test_output_dir(tmp_path):

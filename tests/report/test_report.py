@@ -7,12 +7,14 @@ import os
 from math import isnan
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
+from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.data.datalist import Cases
 from samora_monai.errors import InputError
 from samora_monai.metrics import ClassMetrics, case_metrics
@@ -23,6 +25,7 @@ from samora_monai.report.provenance import Provenance
 from samora_monai.report.shown_cases import telling_slices
 
 NAMES = ["background", "liver", "spleen"]
+MODEL = ModelSettings.from_dict({"encoder": "tiny", "class_names": NAMES})
 SPACING = (0.5, 1.0, 4.0)
 
 
@@ -40,12 +43,12 @@ def item(path, pred_x=1, classes=(1,)):
 def provenance(folder):
     weights = folder.parent / "model.pt"
     weights.write_bytes(b"weights")
-    return Provenance(Cases((), (), (), None, None, "data"), weights, {"encoder": "tiny"}, "cpu")
+    return Provenance(Cases((), (), (), None, None, "data"), weights, MODEL, "cpu")
 
 
 def evaluate(folder, *batches):
     engine: Any = Engine(lambda engine, batch: batch)
-    CaseReport(folder, NAMES, provenance(folder)).attach(engine)
+    CaseReport(folder, MODEL, provenance(folder)).attach(engine)
     engine.run(batches)
 
 
@@ -54,7 +57,8 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_files(tmp_path, capsys):
+def test_files(tmp_path, caplog):
+    caplog.set_level("INFO", "samora_monai")
     out = tmp_path / "eval"
     evaluate(out, [item("/d/b.nii.gz", 2, (1, 2))], [item("/d/a.nii.gz", 1, (1,))])
     rows = rows_of(out / "metrics.csv")
@@ -72,7 +76,7 @@ def test_files(tmp_path, capsys):
     assert (spleen["cases"], float(spleen["dice"]), float(spleen["samed_dice"])) == ("1", 0.5, 0.25)
     assert (mean["name"], float(mean["dice"])) == ("mean", 0.625)
     assert sorted(os.listdir(out)) == ["metrics.csv", "report.html", "summary.csv"]
-    printed = capsys.readouterr().out.splitlines()
+    printed = "\n".join(caplog.messages).splitlines()
     assert printed[0] == "b  mean Dice 0.500  (liver 0.500  spleen 0.500)"
     assert printed[1] == "a  mean Dice 1.000  (liver 1.000  spleen nan)"
     assert printed[2].split() == ["name", "cases", "missed", "false_alarms", *MEASURES]
@@ -101,12 +105,12 @@ def test_cases_of_all_ranks_count_once(tmp_path, monkeypatch):
     slices = telling_slices(z["image"], z["label"], z["pred"], rows)
     asked = []
 
-    def gather(own):
+    def all_gather(own):
         asked.append(list(own))
         other = {"/d/z.nii.gz": rows if len(asked) == 1 else slices}
         return [own, {**other, **own}]
 
-    monkeypatch.setattr(report, "gather", gather)
+    monkeypatch.setattr(idist, "all_gather", all_gather)
     evaluate(tmp_path, [item("/d/a.nii.gz")])
     assert asked == [["/d/a.nii.gz"], ["/d/a.nii.gz"]]
     assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")] == ["a", "a", "z", "z"]
@@ -142,16 +146,19 @@ def test_refuses_a_process_without_a_case(tmp_path):
     engine: Any = Engine(lambda engine, batch: batch)
     engine.state.epoch_length = 0
     with pytest.raises(InputError, match="fewer cases than processes"):
-        CaseReport(tmp_path, NAMES, provenance(tmp_path)).attach(engine)
+        CaseReport(tmp_path, MODEL, provenance(tmp_path)).attach(engine)
 
 
-def test_name_that_is_not_utf8(tmp_path, capsys):
+def test_name_that_is_not_utf8(tmp_path, caplog):
+    caplog.set_level("INFO", "samora_monai")
     evaluate(tmp_path, [item("/d/p\udcff.nii.gz")])
     assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")] == ["p\\udcff"] * 2
-    assert capsys.readouterr().out.startswith("p\\udcff  mean Dice 1.000")
+    assert caplog.messages[0].startswith("p\\udcff  mean Dice 1.000")
 
 
-def test_failed_page_leaves_the_tables_and_no_half_a_file(tmp_path, monkeypatch, capsys):
+def test_failed_page_leaves_the_tables_and_no_half_a_file(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "samora_monai")
+
     def fail(*args):
         raise RuntimeError("no page")
 
@@ -159,4 +166,4 @@ def test_failed_page_leaves_the_tables_and_no_half_a_file(tmp_path, monkeypatch,
     with pytest.raises(RuntimeError, match="no page"):
         evaluate(tmp_path / "out", [item("/d/a.nii.gz")])
     assert sorted(os.listdir(tmp_path / "out")) == ["metrics.csv", "summary.csv"]
-    assert "mean" in capsys.readouterr().out
+    assert "mean" in caplog.text

@@ -22,6 +22,7 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from samora_monai import __version__
+from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.data.datalist import Cases
 from samora_monai.pictures.overlay import TINT, class_colors
 from samora_monai.report.case_report import CaseReport
@@ -86,10 +87,10 @@ def item(path: str, shift: int = 0, classes: tuple[int, ...] = (1, 2)) -> dict[s
 def report(folder: Path, items: list[dict[str, MetaTensor]], names: list[str] = NAMES) -> str:
     weights = folder / "model.pt"
     weights.write_bytes(b"weights")
-    settings = {"encoder": "tiny", "window": (-125, 275), "class_names": names}
-    provenance = Provenance(Cases((), ({},) * len(items), (), None, None, "/data/<x>"), weights, settings, "cpu")
+    model = ModelSettings.from_dict({"encoder": "tiny", "class_names": names})
+    provenance = Provenance(Cases((), ({},) * len(items), (), None, None, "/data/<x>"), weights, model, "cpu")
     engine: Any = Engine(lambda engine, batch: batch)
-    CaseReport(folder, names, provenance).attach(engine)
+    CaseReport(folder, model, provenance).attach(engine)
     engine.run([[one] for one in items])
     return (folder / "report.html").read_text(encoding="utf-8")
 
