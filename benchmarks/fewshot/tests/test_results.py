@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 
 from benchmarks.fewshot import grid, table
+from benchmarks.fewshot.budget import QUICK, Budget
+from benchmarks.fewshot.bundle_process import HERE
 from benchmarks.fewshot.cell import read_scores
-from benchmarks.fewshot.results import Results, read_rows
+from benchmarks.fewshot.results import Results, key_of, read_rows
 from benchmarks.fewshot.spread import estimate
+from benchmarks.fewshot.tests.conftest import MakeStudy
 from tests.tiny import refused
 
 SCORES = {"dice atrium": "0.8", "dice mean": "0.8", "hd95_voxels": "5.0"}
@@ -77,6 +81,21 @@ def test_another_csv_is_refused(tmp_path: Path):
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
     with refused("no column 'system'", "--folder"):
         Results(tmp_path / "results.csv")
+
+
+@pytest.mark.parametrize(("name", "budget"), [("quick", QUICK), ("quick_900", replace(QUICK, steps=900))])
+def test_cells_of_the_published_results_are_found(
+    name: str, budget: Budget, make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+):
+    """Their settings, and so the hash of the augmentation, are those of the bundle today."""
+    results = Results(HERE / f"{name}.csv")
+    for module in ("cell", "stage_one"):
+        monkeypatch.setattr(f"benchmarks.fewshot.{module}.file_hash", lambda _: "35db44c98641")  # of their base
+    study = make_study(budget, datalist="dataset_8.json")
+    for system, ablation, labeled, seed in {key_of(row) for row in results.rows}:
+        few = int(labeled) if ablation else grid.FEW
+        (cell,) = grid.cells([ablation or system], [int(labeled)], [int(seed)], "tiny", few)
+        assert results.has(cell, study.settings(cell))
 
 
 def test_scores_of_an_evaluation(tmp_path: Path):
