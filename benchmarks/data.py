@@ -1,6 +1,6 @@
 """Slices per second that the training data path delivers, and the time of the first reading.
 
-    python benchmarks/data.py [--scans 4 --workers 2]
+    python -m benchmarks.data [--scans 4 --workers 2]
 
 Synthetic scans of 512 x 512 x 80 (int16, compressed NIfTI) are read by `SliceDataset` at two network sizes; batches of
 32 then pass the random transforms of the bundle `samora_segmentation` and MONAI's `DataLoader`. The workers are

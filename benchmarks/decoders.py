@@ -1,6 +1,6 @@
 """Both decoders from the same base, same steps, several seeds: mean Dice on the validation scans.
 
-    python benchmarks/decoders.py DIR [--datalist dataset_4.json --modality MR --num_labeled 4 --epochs 6]
+    python -m benchmarks.decoders DIR [--datalist dataset_4.json --modality MR --num_labeled 4 --epochs 6]
 
 Every cell trains and scores the real bundle in processes of its own, from scratch with the tiny preset, and keeps its
 last epoch. Cells that are in the CSV already are not run again.

@@ -1,6 +1,6 @@
 """Do the teachers and the experts learn? Losses on held-out scans, with and without what was learned.
 
-    python benchmarks/experts.py DIR [--datalist dataset_4.json --modality MR --folder experts --base sam.pth]
+    python -m benchmarks.experts DIR [--datalist dataset_4.json --modality MR --folder experts --base sam.pth]
 
 Trains both teachers and the three experts by the real bundles, each in a process of its own, with the `tiny` presets,
 and prints a table each. Without --base, the stand-in base of the demo is made first. What is in the folder already is

@@ -1,6 +1,6 @@
 """Inference over a folder of scans by the real bundle: seconds for each scan, and peak memory.
 
-    python benchmarks/folder.py [--encoder vit_b --image_sizes 224 512 --slices 100 --scans 1 3]
+    python -m benchmarks.folder [--encoder vit_b --image_sizes 224 512 --slices 100 --scans 1 3]
 
 Each network is run by the command that the README shows, in a process of its own, over two folders of scans. The
 difference between the two is what a scan costs, without the start; the memory of both tells whether it grows with the
@@ -21,8 +21,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
-
 from samora_monai.checkpoints.settings import write_settings
+
 from samora_monai.networks import LEVELS, build_segmenter
 
 CONFIG = Path(__file__).parents[1] / "bundles" / "samora_segmentation" / "configs" / "inference.json"

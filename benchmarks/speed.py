@@ -1,8 +1,8 @@
 """How fast the networks are, against the machine's own matrix product and against each other.
 
-    python benchmarks/speed.py                      # everything
-    python benchmarks/speed.py encoder512 bfloat16  # some sections
-    python benchmarks/speed.py --volume             # one 512 x 512 x 100 scan from file to file, a minute on a CPU
+    python -m benchmarks.speed                      # everything
+    python -m benchmarks.speed encoder512 bfloat16  # some sections
+    python -m benchmarks.speed --volume             # one 512 x 512 x 100 scan from file to file, a minute on a CPU
 
 vit_b with random weights. What is compared takes turns in one process, and a ratio is the median of the turns' ratios,
 for other work on the machine slows both sides; all times are medians. Peak memory is the resident set of a process that

@@ -1,10 +1,11 @@
-"""The stand-in for SAM where its weights cannot be had: `tiny`, trained on pictures of textured shapes.
+"""The stand-in for SAM where its weights are not available: `tiny`, trained on pictures of textured shapes.
 
-    python benchmarks/fewshot/base.py FOLDER [--steps 3200 --device cpu]
+    python -m benchmarks.fewshot.base FOLDER [--steps 3200 --device cpu]
 
-Prompt-free segmentation of five kinds of outlines (`samora_monai.synthetic.shapes`) by the real bundle, encoder
-and decoder from random weights. Nothing in the pictures is anatomy. It trains at 112 pixels, a quarter of the work of
-224; a larger network takes the weights by the rule that SAMed resizes Meta's 1024 ones with. Writes FOLDER/base.pt.
+The segmentation bundle trains encoder and decoder from random weights to segment five kinds of outlines
+(`samora_monai.synthetic.shapes`) without prompts. The pictures contain no anatomy. The input is 112 pixels wide, a
+quarter of the work of 224; a larger network resizes the weights as SAMed resizes Meta's 1024 ones. Writes
+FOLDER/base.pt.
 """
 
 from __future__ import annotations
@@ -16,25 +17,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from budget import FULL
-from bundle_process import HERE, bundle_command, copy_bundle, run_process
-from milestones import model_at
-
+from benchmarks.fewshot.budget import FULL
+from benchmarks.fewshot.bundle_process import HERE, bundle_command, copy_bundle, run_process
+from benchmarks.fewshot.milestones import model_at
 from samora_monai.synthetic.shapes import write_shapes
 
 SETTINGS = {"encoder": "tiny", "image_size": 112, "experts": [], "trainable": "all", "sam_checkpoint": "none"}
 SETTINGS |= {"batch_size": 16, "learning_rate": 0.001, "warmup": 100, "epochs": 1, "val_interval": 1}
-VOLUMES = 96  # of 24 pictures
+VOLUMES = 96  # of 24 pictures each
 
 
 def make_base(folder: Path, steps: int, machine: Mapping[str, Any], volumes: int = VOLUMES) -> Path:
-    """The file of the base, made if it is not there.
+    """Train the base unless its file exists.
 
     Args:
-        folder: where it goes, with its log.
+        folder: folder of the file and of its log.
         steps: batches of 16 pictures.
-        machine: settings that change no result: `device`, `num_workers`.
+        machine: settings that do not change the result: `device`, `num_workers`.
         volumes: number of training volumes.
+
+    Returns:
+        the file of the base.
     """
     file = folder / "base.pt"
     if file.exists():

@@ -1,12 +1,11 @@
-"""How long everything trains, in steps and batches: the only place with such numbers."""
+"""The length of every training, in steps, and the batch sizes; no other module holds such numbers."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from grid import EPOCHS
-
+from benchmarks.fewshot.grid import EPOCHS
 from samora_monai.errors import InputError
 
 
@@ -15,13 +14,16 @@ class Budget:
     """Steps and batch sizes of a grid.
 
     Args:
-        image_size: the network's input in the fine-tuning, in pixels.
-        expert_image_size: that of stage 1; an expert fits any size.
-        steps: of each fine-tuning, a multiple of `EPOCHS`.
-        base_steps: of the stand-in base, batches of 16 at 112 pixels.
-        image_teacher_steps, patch_teacher_steps, expert_steps: of stage 1.
-        batch_size: slices of a step of the fine-tuning.
-        teacher_batch_size, expert_batch_size: slices of a step of stage 1.
+        image_size: side of the network's input in the fine-tuning, in pixels.
+        expert_image_size: the same in stage 1; an expert fits any size.
+        steps: steps of each fine-tuning, a multiple of `EPOCHS`.
+        base_steps: steps of the stand-in base, with batches of 16 at 112 pixels.
+        image_teacher_steps, patch_teacher_steps, expert_steps: steps of stage 1.
+        batch_size: slices per step of the fine-tuning.
+        teacher_batch_size, expert_batch_size: slices per step of stage 1.
+
+    Raises:
+        InputError: `steps` is not a multiple of `EPOCHS`.
     """
 
     image_size: int
@@ -66,7 +68,7 @@ QUICK = Budget(
     batch_size=8,
 )
 
-# the bundles' own settings for SAM's weights, and what suits the small stand-in
+# False: the bundles' own settings, for SAM's weights; True: settings for the small stand-in
 LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
     False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}},
     True: {

@@ -1,4 +1,4 @@
-"""Runs of the real bundles, each in a process of its own: time, memory, and the end of the log if one fails."""
+"""Runs of the bundles, each in a process of its own, with its time, its peak memory and its last line if it fails."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ HERE = Path(__file__).parent
 
 
 class FailedRun(Exception):
-    """A process ended with an error; its message is the last thing that it said."""
+    """A process ended with an error; the message holds the last line of its output."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process took: wall time, processor time (both in seconds), peak memory in MB."""
+    """Cost of a process: wall time and processor time in seconds, peak memory in MB."""
 
     seconds: float
     cpu_seconds: float
@@ -33,21 +33,22 @@ class Usage:
 
 
 def copy_bundle(name: str, folder: Path) -> Path:
-    """A copy of a bundle without anything that was trained in it."""
+    """Copy a bundle without its trained models and results."""
     return Path(shutil.copytree(ROOT / "bundles" / name, folder, ignore=shutil.ignore_patterns("eval", "models")))
 
 
 def bundle_command(
     bundle: Path, workflow: str, configs: Sequence[Path | str], settings: Mapping[str, Any]
 ) -> list[str]:
-    """``python -m monai.bundle run ...``.
+    """The command line `python -m monai.bundle run ...`.
 
     Args:
         bundle: a copy of a bundle.
-        configs: names of its configs, or paths of others.
-        settings: what is given on the command line; a `None` is written as Python has it.
+        workflow: e.g. `training`.
+        configs: names of the bundle's configs, or absolute paths of others.
+        settings: overrides of the configs; None is passed as `None`.
     """
-    files = [str(bundle / "configs" / config) for config in configs]  # a path that is absolute stays
+    files = [str(bundle / "configs" / config) for config in configs]  # joining keeps an absolute path as it is
     words = [sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", str(files)]
     for key, value in {"bundle_root": bundle, **settings}.items():
         words += [f"--{key}", str(value)]
@@ -55,24 +56,24 @@ def bundle_command(
 
 
 def run_process(command: Sequence[str], log: Path, threads: int) -> Usage:
-    """Runs `command`, which adds what it says to `log`.
+    """Run `command` and append its output to `log`.
 
     Raises:
-        FailedRun: it ended with an error.
+        FailedRun: the process ended with an error.
     """
     # threads that wait for a busy core sleep instead of spinning
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # overlays name classes of this folder
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    # the overlays name classes of benchmarks.fewshot, which is not installed
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with open(log, "a", encoding="utf-8") as file:
         print("$", *command, file=file, flush=True)
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)  # of this process alone: others may run beside it
+        _, status, usage = os.wait4(process.pid, 0)  # the usage of this process alone, whatever runs beside it
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
-        raise FailedRun(f"a run ended with code {process.returncode}, see {log}; it said last: {said}")
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss is in bytes there, in kB elsewhere
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
+        raise FailedRun(f"a run ended with code {process.returncode}, see {log}; its last line: {last}")
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss is in bytes on macOS, in kB elsewhere
     return Usage(time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit)

@@ -1,4 +1,4 @@
-"""One cell: the bundle's own training, and the bundle's own evaluation of the weights at every milestone."""
+"""One cell: the bundle's own training, then the bundle's own evaluation of the model at every milestone."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from budget import LEARNING, Budget
-from bundle_process import HERE, ROOT, bundle_command, copy_bundle, run_process
-from grid import EPOCHS, Cell, all_rows
-from milestones import model_at
 from monai.bundle import ConfigParser
-from stage_one import StageOne, file_hash, settings_hash
 
+from benchmarks.fewshot.budget import LEARNING, Budget
+from benchmarks.fewshot.bundle_process import HERE, ROOT, bundle_command, copy_bundle, run_process
+from benchmarks.fewshot.grid import EPOCHS, Cell, all_rows
+from benchmarks.fewshot.milestones import model_at
+from benchmarks.fewshot.stage_one import StageOne, file_hash, settings_hash
 from samora_monai.networks import LEVELS
 
 BUNDLE = "samora_segmentation"
+# results from before `train.yaml` had `@model` hold the hash of the same transforms with the second name
+MODALITY, FIRST_MODALITY = "@model.scaling.modality", "@model_settings['modality']"
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all cells have in common.
+    """The part that all cells share.
 
     Args:
-        folder: where logs go, and what is being made.
+        folder: folder of the logs and of unfinished cells.
         stage_one: base, data and experts.
-        budget: steps and batch.
+        budget: steps and batch sizes.
     """
 
     folder: Path
@@ -40,7 +42,7 @@ class Study:
     budget: Budget
 
     def settings(self, cell: Cell) -> dict[str, Any]:
-        """What the result of a cell depends on, without names of files."""
+        """The settings that the result of a cell depends on, without names of files."""
         row = all_rows(self.stage_one.encoder)[cell.row]
         overlay = {"overlay": row.overlay} if row.overlay else self._learning()
         data = {"datalist": str(self.stage_one.data["datalist"]), "modality": self.stage_one.data["modality"]}
@@ -54,15 +56,19 @@ class Study:
 
     @cached_property
     def augmentation(self) -> str:
-        """Hash of the bundle's random transforms, which no setting of a cell tells."""
+        """Hash of the bundle's random transforms, which no other setting of a cell covers."""
         config = ConfigParser.load_config_file(ROOT / "bundles" / BUNDLE / "configs" / "train.yaml")
-        return settings_hash(config["train"]["random_transforms"])
+        transforms = config["train"]["random_transforms"]
+        for transform in transforms:
+            if MODALITY in str(transform.get("_disabled_")):
+                transform["_disabled_"] = transform["_disabled_"].replace(MODALITY, FIRST_MODALITY)
+        return settings_hash(transforms)
 
     def run(self, cell: Cell) -> list[dict[str, Any]]:
-        """Trains and scores one cell.
+        """Train and score one cell.
 
         Returns:
-            for each milestone a row for `Results`.
+            a row for `Results` per milestone.
 
         Raises:
             FailedRun: a process ended with an error.
@@ -77,7 +83,7 @@ class Study:
             files = self.stage_one.experts(row.files, cell.seed)
             settings |= {f"{level}_expert": files[level] for level in LEVELS if level in settings["experts"]}
         log = self.folder / "logs" / f"{cell.name}.log"
-        log.unlink(missing_ok=True)  # of a cell that was killed
+        log.unlink(missing_ok=True)  # left by a killed run
         configs = ["train.yaml", HERE / row.overlay] if row.overlay else ["train.yaml"]
         with tempfile.TemporaryDirectory(dir=self.folder, prefix="running_") as folder:
             bundle, scores, threads = copy_bundle(BUNDLE, Path(folder, "bundle")), Path(folder), self.stage_one.threads
@@ -85,14 +91,14 @@ class Study:
             command = bundle_command(bundle, "training", [*configs, HERE / "milestones.yaml"], settings)
             usage = run_process(command, log, threads)
             evaluation = {**self.stage_one.data, **self.stage_one.machine, "output_dir": scores}
-            evaluation.pop("modality")  # of the model
+            evaluation.pop("modality")  # part of the model
             rows: list[dict[str, Any]] = []
             for epoch in cell.milestones:
                 evaluation["checkpoint"] = model_at(bundle / "models" / "model.pt", epoch)
                 run_process(bundle_command(bundle, "evaluating", [*configs, "evaluate.yaml"], evaluation), log, threads)
                 part = {"fraction": f"{epoch / EPOCHS:g}", "steps": self.budget.steps * epoch // EPOCHS}
                 rows.append(part | read_scores(scores / "summary.csv"))
-        # of the whole training, in the last row
+        # the last row holds the cost of the whole training
         rows[-1] |= {
             "seconds": f"{usage.seconds:.1f}",
             "cpu_seconds": f"{usage.cpu_seconds:.1f}",
@@ -116,7 +122,7 @@ class Study:
 
 
 def read_scores(summary: Path) -> dict[str, str]:
-    """Dice of each class and their mean, and the mean HD95 in voxels, from an evaluation's table."""
+    """Dice of each class, mean Dice, and mean HD95 in voxels, from the `summary.csv` of an evaluation."""
     with open(summary, newline="", encoding="utf-8") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     dice = {f"dice {name}": row["dice"] for name, row in rows.items()}
@@ -124,7 +130,7 @@ def read_scores(summary: Path) -> dict[str, str]:
 
 
 def origin(machine: Mapping[str, Any]) -> dict[str, str]:
-    """Where the numbers come from: the columns `device` and `versions`."""
+    """The columns `device` and `versions`, which state where the numbers were measured."""
     gpu = torch.cuda.is_available() and machine.get("device") != "cpu"
     device = torch.cuda.get_device_name() if gpu else f"CPU, {platform.machine()}"
     versions = [f"{name} {version(name)}" for name in ("samora_monai", "monai", "torch", "numpy")]

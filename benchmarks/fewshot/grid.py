@@ -1,7 +1,7 @@
-"""What is compared: the systems, the ablations, and the cells of the grid, each one training.
+"""The systems, the ablations, and the cells of the grid, each of which is one training.
 
-A row says how it differs from `bundles/samora_segmentation/configs/train.yaml` and nothing else, so that base, steps,
-batch, augmentation and slices are the same in all rows of one grid.
+A row holds only its differences from `bundles/samora_segmentation/configs/train.yaml`, so that base, steps, batch,
+augmentation and slices are the same in all rows of one grid.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from samora_monai.errors import InputError
 from samora_monai.networks import LEVELS, PRESETS
 
-REFERENCE = "samora-attention"  # what the ablations are compared with
-FEW = 4  # labelled scans of the ablations and of the convergence
+REFERENCE = "samora-attention"  # the row that the ablations are compared with
+FEW = 4  # labelled scans of the ablations and of the convergence rows
 EPOCHS = 20  # an epoch is a twentieth of the steps, whatever the number of scans
 MILESTONES = (1, 2, 4, 10, 20)  # epochs after which a converging row is scored: 5, 10, 20, 50, 100 %
 CONVERGING = ("samed", REFERENCE)
@@ -25,10 +25,10 @@ class Row:
     """A row of the table.
 
     Args:
-        title: how the table calls it.
-        settings: of `train.yaml`, beside those of all rows.
-        files: which expert files it starts from (`stage_one.VARIANTS`), if any.
-        overlay: a config of this folder that is laid over `train.yaml`.
+        title: name in the table.
+        settings: settings of `train.yaml`, in addition to those of all rows.
+        files: variant of the expert files that it starts from (see `stage_one`); None for no experts.
+        overlay: name of a config of this folder that overlays `train.yaml`.
     """
 
     title: str
@@ -54,7 +54,7 @@ SYSTEMS = {
 
 
 def ablations(encoder: str) -> dict[str, Row]:
-    """What is changed in SAMora; widths are parts of the encoder's."""
+    """Variants of SAMora; widths are fractions of the encoder's."""
     width = PRESETS[encoder]["embed_dim"]
     without = {
         f"without-{level}": _samora(f"without the {level} expert", experts=[name for name in LEVELS if name != level])
@@ -89,9 +89,9 @@ class Cell:
 
     Args:
         system: a key of `SYSTEMS`.
-        ablation: a key of `ablations`, or nothing.
+        ablation: a key of `ablations`, or an empty string.
         labeled: number of labelled scans.
-        seed: of weights, order and augmentation.
+        seed: seed of weights, order and augmentation.
         milestones: epochs after which it is scored; the last one is the whole budget.
     """
 
@@ -113,17 +113,17 @@ class Cell:
 def cells(
     rows: Sequence[str], labeled: Sequence[int], seeds: Sequence[int], encoder: str, few: int = FEW
 ) -> Iterator[Cell]:
-    """All cells, seed by seed, so that a grid that was stopped has every row.
+    """Yield all cells, seed by seed, so that a stopped grid has every row.
 
     Args:
         rows: keys of `all_rows`.
         labeled: numbers of labelled scans of the systems.
-        seeds: one training each.
+        seeds: seeds, one training each.
         encoder: preset of the base.
-        few: number of labelled scans of the ablations and of the convergence.
+        few: number of labelled scans of the ablations and of the convergence rows.
 
     Raises:
-        InputError: there is no such row.
+        InputError: an unknown row.
     """
     known = all_rows(encoder)
     if unknown := [name for name in rows if name not in known]:

@@ -1,4 +1,4 @@
-"""The two plots of a grid: mean Dice over labelled scans, and over the steps of the fine-tuning."""
+"""Plots of a grid: mean Dice over the number of labelled scans, and over the steps of the fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from spread import Estimate
 
+from benchmarks.fewshot.spread import Estimate
 from samora_monai.replacing import replacing
 
 Lines = Mapping[str, Mapping[float, Estimate]]
 
 
 def plot_scans(lines: Lines, path: Path) -> None:
-    """Dice in percent over the number of labelled scans.
+    """Plot Dice in percent over the number of labelled scans.
 
     Args:
-        lines: for each system its mean Dice by that number.
-        path: the PNG.
+        lines: the mean Dice of each system by the number of scans.
+        path: PNG file to write.
     """
     _plot(lines, path, "labelled scans")
 
 
 def plot_steps(lines: Lines, path: Path) -> None:
-    """Dice in percent over the part of the steps, from 0 to 1; drawn in percent."""
+    """Plot Dice in percent over the fraction of the steps, from 0 to 1, which is drawn in percent."""
     in_percent = {name: {100 * part: point for part, point in line.items()} for name, line in lines.items()}
     _plot(in_percent, path, "steps of the fine-tuning, %")
 

@@ -1,9 +1,9 @@
-"""Expert files that nobody taught, as strong as the trained ones: the control of what pretraining adds to capacity.
+"""Random experts with the norms of trained ones: the control that separates pretraining from capacity.
 
-    python benchmarks/fewshot/random_experts.py BASE ENCODER SEED TRAINED OUT [TRAINED OUT ...]
+    python -m benchmarks.fewshot.random_experts BASE ENCODER SEED TRAINED OUT [TRAINED OUT ...]
 
-A pair of files for each level: image, patch, pixel. In every block the random products
-B_q A_q and B_v A_v have the Frobenius norms of the trained ones.
+TRAINED is an expert file and OUT the file to write, one pair per level in the order image, patch, pixel. In every block
+the random products B_q A_q and B_v A_v have the Frobenius norms of the trained ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from samora_monai.networks.experts import Expert
 
 @torch.no_grad()
 def randomise_experts(net: Segmenter) -> None:
-    """Replaces every expert of `net` by a random one with products of the same norms; draws from torch's generator."""
+    """Replace every expert of `net` by a random one whose products have the same norms, from torch's generator."""
     for expert in (module for module in net.modules() if isinstance(module, Expert)):
         wanted = [delta.norm() for delta in expert.deltas()]
         expert.reset_parameters()
@@ -42,7 +42,7 @@ def main() -> None:
         load_sam(net, Path(base))
         print(load_expert(net, trained, level))
         randomise_experts(net)
-        save_expert(net, out, level, teacher="nobody: random, of the trained expert's norms")
+        save_expert(net, out, level, teacher="none: random, with the norms of the trained expert")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The CSV of a grid: a row for each time that a cell was scored; whole at every moment, whenever the run is killed."""
+"""The CSV of a grid, one row per scoring of a cell; replaced atomically, so that a killed run leaves it whole."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grid import Cell
-
+from benchmarks.fewshot.grid import Cell
 from samora_monai.errors import InputError
 from samora_monai.replacing import replacing
 
@@ -20,10 +19,10 @@ LAST = ("hd95_voxels", "seconds", "cpu_seconds", "memory_mb", "device", "version
 
 
 class Results:
-    """What has been measured, in memory and in the file.
+    """The rows that were measured, in memory and in the file.
 
     Args:
-        path: the CSV; need not exist.
+        path: CSV file; it need not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,10 +31,10 @@ class Results:
         self._lock = threading.Lock()
 
     def has(self, cell: Cell, settings: Mapping[str, Any]) -> bool:
-        """Whether this cell is finished.
+        """Whether the file holds this cell.
 
         Raises:
-            InputError: it was made with other settings, so that the table would mix two grids.
+            InputError: the file holds the cell with other settings; the table would mix two grids.
         """
         found = [row for row in self.rows if key_of(row) == key_of(_key_columns(cell))]
         for row in found:
@@ -48,7 +47,7 @@ class Results:
         return bool(found)
 
     def add(self, cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
-        """All rows of one finished cell at once: the file is replaced by a longer one."""
+        """Add all rows of a finished cell at once."""
         with self._lock:
             for row in rows:
                 text = {key: str(value) for key, value in (_key_columns(cell) | dict(row)).items()}
@@ -61,10 +60,10 @@ class Results:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of the CSV as text, none if there is no file.
+    """The rows of the CSV as text; none if the file does not exist.
 
     Raises:
-        InputError: it is no CSV of this benchmark.
+        InputError: it is not a CSV of this study.
     """
     if not path.is_file():
         return []
@@ -72,17 +71,19 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         reader = csv.DictReader(file)
         rows = list(reader)
     if missing := [name for name in (*FIRST, *LAST) if name not in (reader.fieldnames or ())]:
-        raise InputError(f"'{path}' has no column {missing[0]!r}, so it is no result of run.py; give another --folder")
+        raise InputError(
+            f"'{path}' has no column {missing[0]!r}, so it is not a result of this study; give another --folder"
+        )
     return rows
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What tells one cell from another."""
+    """The columns that identify a cell."""
     return tuple(str(row[name]) for name in KEY)
 
 
 def written(settings: Mapping[str, Any]) -> str:
-    """Settings as the CSV holds them."""
+    """Settings as text of the CSV."""
     return json.dumps(dict(settings), sort_keys=True, default=str)
 
 
@@ -91,6 +92,6 @@ def _key_columns(cell: Cell) -> dict[str, Any]:
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Fixed ones around one Dice for each class and their mean."""
+    """The fixed columns around the Dice of each class and their mean."""
     dice = dict.fromkeys(name for row in rows for name in row if name not in FIRST and name not in LAST)
     return [*FIRST, *dice, *LAST]

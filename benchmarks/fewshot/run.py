@@ -1,10 +1,10 @@
-"""A few-shot study by the real bundles: systems and ablations over numbers of labelled scans and seeds.
+"""A few-shot study with the real bundles: systems and ablations over numbers of labelled scans and seeds.
 
-    python benchmarks/fewshot/run.py DIR --folder OUT --datalist dataset_8.json --modality MR [--quick]
-    python benchmarks/fewshot/run.py DIR --folder OUT --base sam_vit_b_01ec64.pth --encoder vit_b [...]
+    python -m benchmarks.fewshot.run DIR --folder OUT --datalist dataset_8.json --modality MR [--quick]
+    python -m benchmarks.fewshot.run DIR --folder OUT --base sam_vit_b_01ec64.pth --encoder vit_b [...]
 
-Every cell is trained and scored in processes of its own; when it is finished, its rows are added to OUT/results.csv.
-The same command goes on where a stopped one was. `table.py OUT` makes the tables and plots.
+Every cell is trained and scored in processes of its own; its rows are added to OUT/results.csv when it is finished. The
+same command continues a stopped run. `python -m benchmarks.fewshot.table OUT` makes the tables and plots.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from base import make_base
-from budget import FULL, QUICK
-from bundle_process import FailedRun
-from cell import Study, origin
-from grid import FEW, QUICK_ROWS, SYSTEMS, Cell, all_rows, cells
-from results import Results, written
-from stage_one import StageOne, clear_unfinished
-
+from benchmarks.fewshot.base import make_base
+from benchmarks.fewshot.budget import FULL, QUICK
+from benchmarks.fewshot.bundle_process import FailedRun
+from benchmarks.fewshot.cell import Study, origin
+from benchmarks.fewshot.grid import FEW, QUICK_ROWS, SYSTEMS, Cell, all_rows, cells
+from benchmarks.fewshot.results import Results, written
+from benchmarks.fewshot.stage_one import StageOne, clear_unfinished
 from samora_monai.data import find_cases
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, PRESETS
@@ -41,22 +40,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("dataset_dir", type=Path)
-    parser.add_argument("--folder", type=Path, required=True, help="where everything goes")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of all files that are written")
     parser.add_argument("--datalist", default="dataset.json")
     parser.add_argument("--modality", default="CT", choices=("CT", "MR"))
-    parser.add_argument("--base", type=Path, help="SAM's checkpoint; without it the stand-in is made (base.py)")
+    parser.add_argument("--base", type=Path, help="SAM's checkpoint; default: a stand-in that is trained (base.py)")
     parser.add_argument("--encoder", default="tiny", choices=list(PRESETS), help="preset of the base; default tiny")
-    parser.add_argument("--image_teacher", type=Path, help="r50_2x_sk1.pth, to be continued on the scans")
-    parser.add_argument("--patch_teacher", type=Path, help="mae_pretrain_vit_large_full.pth, to be continued")
-    parser.add_argument("--quick", action="store_true", help="what two cores do in an hour; see README.md")
-    parser.add_argument("--steps", type=int, help=f"of a fine-tuning; default {FULL.steps}, quick {QUICK.steps}")
+    parser.add_argument("--image_teacher", type=Path, help="r50_2x_sk1.pth, which is trained further on the scans")
+    parser.add_argument("--patch_teacher", type=Path, help="mae_pretrain_vit_large_full.pth, likewise")
+    parser.add_argument("--quick", action="store_true", help="a grid for two cores and one hour; see README.md")
+    parser.add_argument("--steps", type=int, help=f"steps of a fine-tuning; default {FULL.steps}, quick {QUICK.steps}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--labeled", type=int, nargs="+", help="numbers of labelled scans; default 1 4 8, quick 4")
-    parser.add_argument("--few", type=int, default=FEW, help=f"those of ablations and convergence; default {FEW}")
-    parser.add_argument("--rows", nargs="+", help="names of systems and ablations; default all of them")
+    parser.add_argument(
+        "--few", type=int, default=FEW, help=f"labelled scans of ablations and convergence; default {FEW}"
+    )
+    parser.add_argument("--rows", nargs="+", help="names of systems and ablations; default: all")
     parser.add_argument("--device", help="default: a GPU if there is one")
-    parser.add_argument("--workers", type=int, help="processes that load and augment, for each training")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time; the cores are shared out among them")
+    parser.add_argument("--workers", type=int, help="loader processes of each training")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, which share the cores")
     args = parser.parse_args(arguments)
     args.labeled = args.labeled or list(QUICK_LABELED if args.quick else (1, 4, 8))
     args.rows = args.rows or list(QUICK_ROWS if args.quick else all_rows(args.encoder))
@@ -64,9 +65,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """
+    """Check files, scans and settings before anything starts.
+
     Raises:
-        MissingFileError, InputError: files or scans are missing, or settings do not fit each other.
+        MissingFileError, InputError: files or scans are missing, or settings contradict each other.
     """
     for file in (args.base, args.image_teacher, args.patch_teacher):
         if file is not None and not file.is_file():
@@ -80,18 +82,20 @@ def check(args: argparse.Namespace) -> None:
     if len(found.training) < most:
         raise InputError(
             f"'{found.source}' has {len(found.training)} labelled scans for training, but {most} were asked for; give "
-            "fewer with --labeled and --few"
+            "smaller numbers with --labeled and --few"
         )
     if not found.validation:
-        raise InputError(f"'{found.source}' has no scans for validation, which the cells are scored on; add some")
+        raise InputError(
+            f"'{found.source}' has no scans for validation, which the cells are scored on; add at least one"
+        )
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder, and clears away what a killed one left.
+    """Lock the folder against a second run, and remove the unfinished files of a killed one.
 
     Raises:
-        InputError: another run is there.
+        InputError: another run holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -104,7 +108,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def prepare(stage_one: StageOne, wanted: Sequence[Cell], jobs: int) -> None:
-    """Makes the experts of all cells, the levels beside each other."""
+    """Make the experts of all cells, up to `jobs` levels at a time."""
     rows = all_rows(stage_one.encoder)
     needed = {(rows[cell.row].files, cell.seed) for cell in wanted if rows[cell.row].files}
     variants = sorted({"trained" if variant == "random" else str(variant) for variant, _ in needed}, reverse=True)
@@ -121,7 +125,7 @@ def prepare(stage_one: StageOne, wanted: Sequence[Cell], jobs: int) -> None:
 
 
 def work(study: Study, results: Results, facts: dict[str, str], cell: Cell) -> None:
-    """One cell, from nothing to its rows in the CSV."""
+    """Run one cell and add its rows to the CSV."""
     start = time.monotonic()
     settings = study.settings(cell)
     rows = [row | facts | {"settings": written(settings)} for row in study.run(cell)]
@@ -130,10 +134,11 @@ def work(study: Study, results: Results, facts: dict[str, str], cell: Cell) -> N
 
 
 def run(args: argparse.Namespace) -> None:
-    """The grid.
+    """Run the grid.
 
     Raises:
-        InputError: see `check`; FailedRun: a process ended with an error.
+        InputError: the folder is in use or holds results of other settings.
+        FailedRun: a process ended with an error.
     """
     folder, threads = args.folder.absolute(), max(1, (os.cpu_count() or 1) // args.jobs)
     budget = QUICK if args.quick else FULL
@@ -144,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
     public = {"image": args.image_teacher, "patch": args.patch_teacher} if args.image_teacher else {}
     public = {level: path.absolute() for level, path in public.items()}
     if PUBLIC in args.rows and not public:
-        print(f"{PUBLIC}: not run, for no --image_teacher and --patch_teacher were given", flush=True)
+        print(f"{PUBLIC}: not run, because --image_teacher and --patch_teacher were not given", flush=True)
         args.rows.remove(PUBLIC)
     with alone_in(folder):
         base = args.base.absolute() if args.base else make_base(folder / "base", budget.base_steps, machine)
@@ -152,14 +157,14 @@ def run(args: argparse.Namespace) -> None:
         study, results = Study(folder, stage_one, budget), Results(folder / "results.csv")
         grid = list(cells(args.rows, args.labeled, args.seeds, args.encoder, args.few))
         missing = [cell for cell in grid if not results.has(cell, study.settings(cell))]
-        print(f"{len(grid)} cells, {len(grid) - len(missing)} of them finished before", flush=True)
+        print(f"{len(grid)} cells, {len(grid) - len(missing)} of them finished earlier", flush=True)
         prepare(stage_one, missing, args.jobs)
         with ThreadPoolExecutor(args.jobs) as pool:
             futures = [pool.submit(partial(work, study, results, origin(machine)), cell) for cell in missing]
             try:
                 for future in futures:
                     future.result()
-            finally:  # after an error the cells that have begun are finished, no other one is begun
+            finally:  # after an error, finish the cells that run and start no other
                 pool.shutdown(cancel_futures=True)
 
 

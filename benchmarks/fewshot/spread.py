@@ -15,10 +15,10 @@ class Estimate:
     """A mean over n seeds with the bounds of its spread.
 
     Args:
-        mean: of the values.
-        low, high: 95 % interval of the mean (Student's t) for three values or more, smallest and largest for two, the
-            value itself for one.
-        count: n.
+        mean: mean of the values.
+        low, high: 95 % interval of the mean (Student's t) for three values or more, the smaller and the larger of two
+            values, or the single value.
+        count: number of values n.
     """
 
     mean: float
@@ -27,7 +27,7 @@ class Estimate:
     count: int
 
     def text(self, digits: int = 1, signed: bool = False) -> str:
-        """``71.3 ± 1.2 (3)``, ``71.3 [70.9, 71.7] (2)`` or ``71.3 (1)``; nothing is rounded before."""
+        """`71.3 ± 1.2 (3)`, `71.3 [70.9, 71.7] (2)` or `71.3 (1)`, rounded only here."""
         sign = "+" if signed else ""
         text = f"{self.mean:{sign}.{digits}f}"
         if self.count >= 3:
@@ -38,7 +38,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Of these values without NaN; None if none is left."""
+    """The estimate from the values that are not NaN; None if there are none."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return None

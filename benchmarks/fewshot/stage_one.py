@@ -1,13 +1,13 @@
-"""Stage 1, made once and shared by all cells: teachers and experts from the scans, their labels unseen.
+"""Stage 1: teachers and experts that are trained once, on the scans without their labels, and shared by all cells.
 
-It learns from the images that the datalist names under `unlabeled` and `training`. Each file is that of the last step,
-so that the held-out images choose nothing. The files of one base and one set of settings lie in one folder.
+It trains on the images that the datalist lists under `unlabeled` and `training`. Each file is that of the last step, so
+that the held-out images select nothing. The files of one base and one set of settings share a folder.
 
 variant    the experts of a level
-trained    taught by a teacher that was continued on the scans (trained on them from random weights without public ones)
-raw        the same, the teacher's targets without LayerNorm
-public     taught by the public teacher as it is
-random     not taught: see `random_experts.py`
+trained    distilled from a teacher that was trained further on the scans (from random weights without public teachers)
+raw        the same, without LayerNorm on the teacher's targets
+public     distilled from the public teacher as published
+random     not trained: see `random_experts.py`
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from budget import LEARNING, Budget
-from bundle_process import HERE, bundle_command, copy_bundle, run_process
-
+from benchmarks.fewshot.budget import LEARNING, Budget
+from benchmarks.fewshot.bundle_process import bundle_command, copy_bundle, run_process
 from samora_monai.checkpoints.files import file_sha256
 from samora_monai.networks import LEVELS
 
@@ -38,14 +37,14 @@ class StageOne:
     """The experts of one base.
 
     Args:
-        folder: where those of all bases go.
+        folder: folder of the experts of all bases.
         base: file of the base.
-        encoder: its preset.
+        encoder: preset of the base.
         data: `dataset_dir`, `datalist` and `modality` of the scans.
-        budget: how long everything trains.
-        public: for `image` and `patch` the file of a public teacher, or nothing for small teachers from random weights.
-        machine: settings that change no result: `device`, `num_workers`.
-        threads: of each process.
+        budget: steps and batch sizes.
+        public: public teachers' files by level, `image` and `patch`; if empty, small ones are trained from scratch.
+        machine: settings that do not change the result: `device`, `num_workers`.
+        threads: number of threads of each process.
     """
 
     folder: Path
@@ -58,7 +57,7 @@ class StageOne:
     threads: int = 1
 
     def settings(self) -> dict[str, Any]:
-        """Everything that changes a file (the base's steps are in its hash too, and do no harm)."""
+        """Everything that changes a file; the base's steps are also covered by its hash, which is harmless."""
         fine_tuning = ("image_size", "steps", "batch_size")
         steps = {key: value for key, value in self.budget.as_dict().items() if key not in fine_tuning}
         return {
@@ -107,7 +106,7 @@ class StageOne:
         return self._make(file, level, "training", self.budget.expert_steps, settings, "expert_last.pt")
 
     def teacher(self, level: str) -> Path:
-        """The continued teacher of one level."""
+        """The trained teacher of one level."""
         file = self.home / f"{level}_teacher.pt"
         if file.exists():
             return file
@@ -121,15 +120,15 @@ class StageOne:
         return PUBLIC_NETWORKS[level] if self.public else "tiny"
 
     def _make(self, file: Path, level: str, workflow: str, steps: int, settings: dict[str, Any], result: str) -> Path:
-        """One run of an expert bundle: one epoch of `steps` steps, validated and saved at its end."""
+        """Run an expert bundle for one epoch of `steps` steps, which ends with a validation, and keep its result."""
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home / "settings.json").write_text(json.dumps(self.settings(), indent=1) + "\n")
-        config = "teacher.yaml" if workflow == "teacher" else "train.yaml"
+        configs = ["train.yaml", "teacher.yaml"] if workflow == "teacher" else ["train.yaml"]
         settings = {"image_size": self.budget.expert_image_size} | settings
         length = {"epochs": 1, "train::trainer::epoch_length": steps, "lr_scheduler::max_iterations": steps}
         with tempfile.TemporaryDirectory(dir=self.home, prefix="running_") as folder:
             bundle = copy_bundle(f"samora_{level}_expert", Path(folder, "bundle"))
-            command = bundle_command(bundle, workflow, [config], {**self.data, **settings, **length, **self.machine})
+            command = bundle_command(bundle, workflow, configs, {**self.data, **settings, **length, **self.machine})
             print(f"stage 1: {file.stem}, {steps} steps", flush=True)
             usage = run_process(command, self.home / f"{file.stem}.log", self.threads)
             print(f"stage 1: {file.stem} took {usage}", flush=True)
@@ -140,7 +139,8 @@ class StageOne:
         files = {level: self.home / f"{level}_random_{seed}.pt" for level in LEVELS}
         if not all(file.exists() for file in files.values()):
             trained = self.experts("trained", seed)
-            command = [sys.executable, str(HERE / "random_experts.py"), str(self.base), self.encoder, str(seed)]
+            script = "benchmarks.fewshot.random_experts"
+            command = [sys.executable, "-m", script, str(self.base), self.encoder, str(seed)]
             for level in LEVELS:
                 command += [str(trained[level]), str(files[level])]
             run_process(command, self.home / f"random_{seed}.log", self.threads)
@@ -148,16 +148,16 @@ class StageOne:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Removes what killed runs left."""
+    """Remove the unfinished folders of killed runs."""
     for unfinished in folder.glob("**/running_*"):
-        shutil.rmtree(unfinished, ignore_errors=True)  # a process that outlived its run may still write there
+        shutil.rmtree(unfinished, ignore_errors=True)  # a process that outlived its run may still write to it
 
 
 def settings_hash(settings: Any) -> str:
-    """The start of the SHA-256 of what JSON can hold."""
+    """The first 12 digits of the SHA-256 of settings as JSON."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def file_hash(path: Path) -> str:
-    """The start of the SHA-256 of a file's bytes."""
+    """The first 12 digits of the SHA-256 of a file."""
     return file_sha256(path)[:12]

@@ -1,9 +1,9 @@
 """Tables and plots of a grid.
 
-    python benchmarks/fewshot/table.py OUT
+    python -m benchmarks.fewshot.table OUT
 
-Reads OUT/results.csv, prints the tables and writes OUT/tables.md, OUT/dice_over_scans.png and OUT/dice_over_steps.png.
-Numbers are means over seeds: `mean ± half of the 95 % interval (seeds)`; of two seeds `mean [lower, higher] (2)`.
+Reads OUT/results.csv, prints the tables, and writes OUT/tables.md, OUT/dice_over_scans.png and OUT/dice_over_steps.png.
+Numbers are means over seeds, `mean ± half of the 95 % interval (seeds)`, or `mean [lower, higher] (2)` for two seeds.
 """
 
 from __future__ import annotations
@@ -12,28 +12,27 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from grid import CONVERGING, REFERENCE, SYSTEMS, ablations
-from plots import plot_scans, plot_steps
-from results import read_rows
-from spread import Estimate, estimate
-
+from benchmarks.fewshot.grid import CONVERGING, REFERENCE, SYSTEMS, ablations
+from benchmarks.fewshot.plots import plot_scans, plot_steps
+from benchmarks.fewshot.results import read_rows
+from benchmarks.fewshot.spread import Estimate, estimate
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.replacing import replacing
 
 NOT_RUN = "not run"
-ABLATIONS = ablations("tiny")  # their titles are the same for every encoder
+ABLATIONS = ablations("tiny")  # the titles are the same for every encoder
 Rows = Sequence[Mapping[str, str]]
 
 
 def select(rows: Rows, column: str = "dice mean", **wanted: str | int | float) -> dict[int, float]:
-    """One number for each seed: `column` of the rows with these values, a Dice in percent."""
+    """`column` by seed, of the rows whose columns have the values `wanted`; Dice is in percent."""
     scale = 100 if column.startswith("dice") else 1
     found = [row for row in rows if all(_equal(row[name], value) for name, value in wanted.items())]
     return {int(row["seed"]): scale * float(row[column]) for row in found}
 
 
 def systems_table(rows: Rows) -> list[list[str]]:
-    """Mean Dice and HD95 of each system at each number of labelled scans, at the end of the budget."""
+    """Mean Dice and HD95 of each system for each number of labelled scans, after all steps."""
     counts = sorted({int(row["labeled"]) for row in rows if not row["ablation"]})
     header = ["system", *(f"Dice, {_scans(n)}" for n in counts), *(f"HD95, {_scans(n)}" for n in counts)]
     table = [header]
@@ -59,7 +58,7 @@ def classes_table(rows: Rows) -> list[list[str]]:
 
 
 def ablations_table(rows: Rows) -> list[list[str]]:
-    """Mean Dice of each ablation, and its difference to the reference, seed by seed; for each number of scans."""
+    """Mean Dice of each ablation and its difference from the reference with the same seed, for each number of scans."""
     table = [["SAMora"], ["as it is"], *([row.title] for row in ABLATIONS.values())]
     for labeled in sorted({int(row["labeled"]) for row in rows if row["ablation"]}):
         reference = select(rows, system=REFERENCE, ablation="", labeled=labeled, fraction=1)
@@ -74,7 +73,7 @@ def ablations_table(rows: Rows) -> list[list[str]]:
 
 
 def convergence(rows: Rows) -> dict[str, dict[float, Estimate]]:
-    """Mean Dice of the converging systems by the part of the steps."""
+    """Mean Dice of the converging systems by the fraction of the steps."""
     lines: dict[str, dict[float, Estimate]] = {}
     for name in CONVERGING:
         own = [row for row in rows if row["system"] == name and not row["ablation"]]
@@ -86,7 +85,7 @@ def convergence(rows: Rows) -> dict[str, dict[float, Estimate]]:
 
 
 def convergence_table(rows: Rows) -> list[list[str]]:
-    """The same, and the part of the steps after which a system is as good as SAMed at the end."""
+    """The same, and the fraction of the steps after which a system reaches SAMed's final Dice."""
     lines = convergence(rows)
     parts = sorted({part for line in lines.values() for part in line})
     goal = lines["samed"].get(1.0)
@@ -99,7 +98,7 @@ def convergence_table(rows: Rows) -> list[list[str]]:
 
 
 def costs_table(rows: Rows) -> list[list[str]]:
-    """Time of a training, of the wall clock and of all cores together, and the peak memory of its largest process."""
+    """Wall time and processor time of a training, and the peak memory of its largest process."""
     table = [["row", "minutes", "core minutes", "peak memory, GB"]]
     for name, row in (SYSTEMS | ABLATIONS).items():
         own = [r for r in rows if (r["ablation"] or r["system"]) == name and float(r["fraction"]) == 1]
@@ -111,7 +110,7 @@ def costs_table(rows: Rows) -> list[list[str]]:
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
-    """A header, a rule, and the rows."""
+    """The table in Markdown; its first row is the header."""
     lines = [f"| {' | '.join(row)} |" for row in table]
     return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
 
@@ -130,12 +129,12 @@ def report(rows: Rows) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="--folder of run.py")
+    parser.add_argument("folder", type=Path, help="--folder of benchmarks.fewshot.run")
     args = parser.parse_args()
     try:
         rows = read_rows(args.folder / "results.csv")
         if not rows:
-            raise MissingFileError(f"'{args.folder / 'results.csv'}' has no results; start run.py first")
+            raise MissingFileError(f"'{args.folder / 'results.csv'}' has no results; run benchmarks.fewshot.run first")
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
     text = report(rows)

@@ -1,0 +1,1 @@
+"""The few-shot study: systems and ablations over numbers of labelled scans and seeds."""
