@@ -1,12 +1,12 @@
-"""The whole story end to end on synthetic scans, in minutes on a processor:
+"""Run the whole method on synthetic scans, in minutes on a CPU.
 
-base -> teachers -> three experts from unlabelled scans -> fine-tuning on two labelled ones -> evaluation beside SAMed,
-trained from the same base for the same steps on the same scans -> inference and a picture.
+A base; teachers; three experts from unlabelled scans; fine-tuning on two labelled scans; evaluation beside SAMed, which
+is trained from the same base with the same steps on the same scans; inference and a picture.
 
     python -m samora_monai.demo [--folder demo] [--decoder hierarchical]
 
-It runs the real bundles through ``python -m monai.bundle run``, as a user would, and prints each command. SAM's weights
-are not needed: the `tiny` preset, trained on pictures of textured shapes, stands in for SAM.
+Each step runs one of the bundles through `python -m monai.bundle run`, as a user does, and prints its command. SAM's
+weights are not needed: the preset `tiny`, trained on images of textured shapes, replaces SAM.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from monai.transforms import LoadImage
 
+from samora_monai.bundles import bundle_path
 from samora_monai.data import case_name
 from samora_monai.networks.config import DECODERS
 from samora_monai.networks.experts import LEVELS
@@ -29,8 +30,7 @@ from samora_monai.pictures.overlay import axial_slices, most_telling_slice, save
 from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
 from samora_monai.synthetic.shapes import write_shapes
 
-BUNDLES = Path(__file__).parents[1] / "bundles"
-# what a laptop can do in minutes; the defaults of the configs are for vit_b on SAM's weights
+# sized for minutes on a laptop; the defaults of the configs are for vit_b with SAM's weights
 TINY = {"encoder": "tiny", "warmup": "20"}
 BASE = {"image_size": "112", "batch_size": "16", "learning_rate": "0.001", "epochs": "8", "val_interval": "8"}
 BASE |= {"experts": "[]", "trainable": "all", "sam_checkpoint": "none"}
@@ -40,12 +40,12 @@ PATCH_TEACHER = {"learning_rate": "0.002"}
 EXPERT = {"batch_size": "16", "learning_rate": "0.003", "epochs": "4"}
 FINE_TUNING = {"num_labeled": "2", "batch_size": "8", "learning_rate": "0.002", "epochs": "16", "val_interval": "16"}
 
-# threads that wait for a busy core sleep instead of spinning: several times faster where other programs run too
+# idle threads sleep instead of spinning: several times faster on a machine with other load
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
 def run_bundle(bundle: Path, workflow: str, *configs: str, **settings: str | Path) -> None:
-    """``python -m monai.bundle run`` in a process of its own; ends the demo if it fails."""
+    """Run `python -m monai.bundle run` in a process of its own; exit if it fails."""
     files = [str(bundle / "configs" / name) for name in configs]
     config_file = files[0] if len(files) == 1 else "[" + ",".join(f"'{file}'" for file in files) + "]"
     arguments = ["run", workflow, "--config_file", config_file, "--bundle_root", str(bundle)]
@@ -59,12 +59,12 @@ def run_bundle(bundle: Path, workflow: str, *configs: str, **settings: str | Pat
 
 
 def copy_bundle(name: str, folder: Path) -> Path:
-    """A copy to run, so that the bundle itself stays as it is."""
-    return Path(shutil.copytree(BUNDLES / name, folder, dirs_exist_ok=True))
+    """Copy a bundle to `folder`, where it is run, so that the original stays unchanged."""
+    return Path(shutil.copytree(bundle_path(name), folder, dirs_exist_ok=True))
 
 
 def make_base(folder: Path) -> Path:
-    """The stand-in for SAM: the file of a `tiny` trained on textured shapes."""
+    """Train the network that replaces SAM, on images of textured shapes, and return its file."""
     write_shapes(folder / "shapes")
     bundle = copy_bundle("samora_segmentation", folder / "base")
     run_bundle(bundle, "training", "train.yaml", dataset_dir=folder / "shapes", **TINY, **BASE)
@@ -72,14 +72,14 @@ def make_base(folder: Path) -> Path:
 
 
 def make_experts(folder: Path, base: Path, scans: Path) -> dict[str, Path]:
-    """The expert file of each level, from scans without labels."""
+    """Train the expert of each level on unlabelled scans, and return their files by level."""
     files = {}
     for level in LEVELS:
         bundle = copy_bundle(f"samora_{level}_expert", folder / f"samora_{level}_expert")
         network = {"decoder_features": "8"}
         if level != "pixel":
             settings = TEACHER | (IMAGE_TEACHER if level == "image" else PATCH_TEACHER)
-            run_bundle(bundle, "teacher", "teacher.yaml", dataset_dir=scans, **settings)
+            run_bundle(bundle, "teacher", "train.yaml", "teacher.yaml", dataset_dir=scans, **settings)
             network = {"teacher_network": "tiny"}
         run_bundle(
             bundle, "training", "train.yaml", dataset_dir=scans, sam_checkpoint=base, **network, **TINY, **EXPERT
@@ -89,14 +89,14 @@ def make_experts(folder: Path, base: Path, scans: Path) -> dict[str, Path]:
 
 
 def mean_dice(results: Path) -> dict[str, float]:
-    """Dice of each class and their mean, from the table of an evaluation."""
+    """Read the Dice of each class and their mean from the table of an evaluation."""
     with open(results / "summary.csv", newline="", encoding="utf-8") as file:
         return {row["name"]: float(row["dice"]) for row in csv.DictReader(file)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", default="demo", help="where data, models and results go (default: demo)")
+    parser.add_argument("--folder", default="demo", help="folder for data, models and results (default: demo)")
     parser.add_argument("--decoder", default="sam", choices=DECODERS, help="default: sam")
     args = parser.parse_args()
     start = time.monotonic()

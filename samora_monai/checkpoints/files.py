@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from samora_monai.errors import InputError, MissingFileError
-from samora_monai.networks.strict import misfit
 from samora_monai.replacing import replacing
+from samora_monai.strict import misfit
 
 _CHUNK = 1 << 20  # bytes
 FORMAT_VERSION = 1  # of our expert and adapter files

@@ -16,7 +16,7 @@ from samora_monai.networks.hierarchical_decoder import HierarchicalDecoder
 from samora_monai.networks.image_encoder import ImageEncoder
 from samora_monai.networks.mask_decoder import MaskDecoder
 from samora_monai.networks.prompt_encoder import PromptEncoder
-from samora_monai.networks.strict import StrictlyLoaded
+from samora_monai.strict import StrictlyLoaded
 
 
 def resize_image(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights that fit, or none."""
+"""Strict loading of state dicts: every key and shape fits, or nothing changes."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from samora_monai.errors import InputError
 
 
 class StrictlyLoaded(nn.Module):
-    """A module that takes a whole state dict or nothing.
+    """A module that loads a complete state dict or none.
 
-    Differs from `nn.Module` in: ``strict=False`` is no way around it. MONAI Label loads every file like that, and would
-    serve random weights wherever the file has none. Nothing is changed by what is refused, and the error is one line.
+    Differs from `nn.Module` in: `strict=False` has no effect. MONAI Label passes it for every file, and would serve
+    random weights wherever a key is missing. A refused state dict changes nothing, and the error is one line.
     """
 
     def describe(self) -> str:
-        """One line for people: what is built."""
+        """A name of the network for error messages."""
         return type(self).__name__
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As `nn.Module.load_state_dict` with ``strict=True``, whatever `strict` is.
+        """As `nn.Module.load_state_dict` with `strict=True`, whatever `strict` is.
 
         Raises:
-            InputError: a key is missing, not expected, or of another shape; names the first of them.
+            InputError: a key is missing, unexpected, or of another shape; the message names the first of them.
         """
         if problem := misfit(self.state_dict(), state_dict):
             raise InputError(
@@ -36,7 +36,7 @@ class StrictlyLoaded(nn.Module):
 
 
 def misfit(expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> str:
-    """What keeps `found` from taking the place of `expected`: its keys, or else the first shape; nothing if it fits."""
+    """Describe why `found` cannot replace `expected`: its keys, or else the first shape; an empty string if it fits."""
     keys = {
         "missing": [key for key in expected if key not in found],
         "not expected": [key for key in found if key not in expected],
