@@ -1,12 +1,13 @@
-"""The best weights, the last state, and the way back into a run that was killed.
+"""The best weights and the last state of a training, and its continuation after a kill.
 
-MONAI's `CheckpointSaver` and `CheckpointLoader` save and restore the same objects. Differs from them in: files are
-replaced in one step, so that a kill at any moment leaves the previous one whole; the best metric so far is part of the
-state, so that a worse epoch after a resume does not replace the best weights.
+Differs from MONAI's `CheckpointSaver` and `CheckpointLoader` in: files are replaced atomically, so that a kill at any
+moment leaves the previous one whole; the best metric is part of the state, so that a worse epoch after a resume does
+not replace the best weights; frozen weights are not saved again in each epoch.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +20,19 @@ from ignite.handlers import Checkpoint
 from monai.engines import Evaluator, Trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from samora_monai.checkpoints.files import sha256_of, write_checkpoint
 from samora_monai.checkpoints.model_settings import ModelSettings, write_model_settings
 from samora_monai.errors import InputError, MissingFileError
+from samora_monai.handlers.epoch_seed import EpochSeed
+from samora_monai.settings import flag
+
+logger = logging.getLogger(__name__)
+
+
+_OPTIONAL = {"scaler", "seed"}  # not in every last checkpoint
 
 
 class BestCheckpoint:
@@ -30,11 +40,11 @@ class BestCheckpoint:
 
     Args:
         path: the file, e.g. `models/model.pt`.
-        network: any object with `state_dict()`; pass the module itself, not its DistributedDataParallel wrapper.
-        settings: what the weights need to be used again, written beside them.
+        network: the module itself, not its `DistributedDataParallel` wrapper.
+        settings: the settings of the model, written beside it as `model.json`.
     """
 
-    def __init__(self, path: str | Path, network: Any, settings: ModelSettings | None = None) -> None:
+    def __init__(self, path: str | Path, network: nn.Module, settings: ModelSettings | None = None) -> None:
         self.path = path
         self.network = network
         self.settings = settings
@@ -45,14 +55,14 @@ class BestCheckpoint:
 
     def _completed(self, engine: Evaluator) -> None:
         if engine.state.best_metric_epoch == engine.state.epoch and idist.get_rank() == 0:
-            if self.settings is not None:  # first, so that there is never a model without them
+            if self.settings is not None:  # before the weights, so that no model is without settings
                 write_model_settings(self.path, self.settings)
             write_checkpoint(self.network.state_dict(), self.path)
             engine.state.saved_epoch = engine.state.epoch  # for ValidationLog
 
 
 class BestMetric:
-    """The best value of an evaluator's key metric and its epoch, as an object that a checkpoint can hold.
+    """The state of an evaluator that a checkpoint needs: the best value of its key metric and the epoch of that value.
 
     Args:
         evaluator: a MONAI evaluator.
@@ -67,15 +77,15 @@ class BestMetric:
         return {"best_metric": float(state.best_metric), "best_metric_epoch": int(state.best_metric_epoch)}
 
     def load_state_dict(self, state_dict: Mapping[str, float | int]) -> None:
-        """Make the evaluator compare with these."""
+        """Set the value and the epoch that the evaluator compares with."""
         self.evaluator.state.best_metric = state_dict["best_metric"]
         self.evaluator.state.best_metric_epoch = state_dict["best_metric_epoch"]
 
 
 class TrainableState:
-    """What changes in a module while it trains, as an object that a checkpoint can hold: all but frozen parameters.
+    """The part of a module's state that training changes: all parameters and buffers but the frozen parameters.
 
-    Restoring needs a module with the same frozen parameters, which their hash in the state makes sure of.
+    The state holds a hash of the frozen parameters; restoring needs a module with the same ones.
 
     Args:
         module: its `requires_grad` must be set for good.
@@ -87,7 +97,7 @@ class TrainableState:
         self._frozen_sha256: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The tensors that may change, and the hash of those that may not."""
+        """The tensors that training changes, and the hash of those that it does not."""
         state = self.module.state_dict()
         if self._frozen_sha256 is None:
             self._frozen_sha256 = sha256_of({name: state[name] for name in self.frozen})
@@ -97,54 +107,86 @@ class TrainableState:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """
         Raises:
-            ValueError: the state is of a module with other parameters, or with other frozen ones.
+            ValueError: the module trains other parameters, or has other frozen ones.
         """
         own = self.state_dict()
         if set(state_dict["state_dict"]) != set(own["state_dict"]):
-            raise ValueError("other parameters train")
+            raise ValueError("it trains other parameters")
         if state_dict["frozen_sha256"] != own["frozen_sha256"]:
-            raise ValueError("the frozen weights are others")
+            raise ValueError("its frozen weights differ")
         frozen = {name: value for name, value in self.module.state_dict().items() if name in self.frozen}
         self.module.load_state_dict(frozen | state_dict["state_dict"])
 
 
 class LastCheckpoint:
-    """Trainer handler that writes, and on request restores, the state of a run at the end of an epoch.
+    """The state of a run at the end of its last complete epoch: written after every epoch, restored on request.
 
-    Attach it last, after validation has run for the epoch; in a bundle from `initialize`, because the trainer is among
-    what it saves and a handler of the trainer cannot refer to the trainer.
-    Random number generators are not part of the state: a resumed run draws other crops than an uninterrupted one.
+    `start` attaches it to the trainer, last, so that the validation of an epoch comes before its save. A handler in the
+    trainer's own list could not refer to the trainer.
 
     Args:
-        path: the file, e.g. `models/last.pt`.
-        save_dict: named objects with `state_dict()` and `load_state_dict()`; the trainer must be there as `trainer`.
+        path: the file, e.g. `eval/last.pt`.
+        network: its `requires_grad` must be set for good; `DistributedDataParallel` is unwrapped.
+        optimizer: of the network.
+        lr_scheduler: of the optimizer.
+        trainer: the trainer, whose epoch, iteration and gradient scaler are saved.
+        evaluator: the evaluator, whose best metric is saved.
     """
 
-    def __init__(self, path: str | Path, save_dict: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        network: nn.Module,
+        optimizer: Optimizer,
+        lr_scheduler: LRScheduler,
+        trainer: Trainer,
+        evaluator: Evaluator,
+    ) -> None:
         self.path = Path(path)
-        self.save_dict = {
-            name: obj.module if isinstance(obj, DistributedDataParallel) else obj for name, obj in save_dict.items()
+        self.trainer = trainer
+        self.seed = 0
+        self.objects: dict[str, Any] = {
+            "model": TrainableState(network.module if isinstance(network, DistributedDataParallel) else network),
+            "optimizer": optimizer,
+            "lr_scheduler": lr_scheduler,
+            "trainer": trainer,
+            "best": BestMetric(evaluator),
         }
-        self.trainer: Trainer = save_dict["trainer"]
+        if (scaler := getattr(trainer, "scaler", None)) is not None and scaler.is_enabled():
+            self.objects["scaler"] = scaler
 
-    def attach(self, engine: Trainer) -> None:
-        """Save at the end of each epoch of `engine`, the trainer."""
+    def start(self, resume: bool | str = False) -> None:
+        """Restore the state if asked to, seed every epoch (`EpochSeed`), and save at the end of every epoch.
+
+        Call it once, in all processes, after `set_determinism`, whose seed is that of the run.
+
+        Args:
+            resume: true or false, also as text.
+
+        Raises:
+            InputError: `resume` is neither, or as `resume()`.
+        """
+        self.seed = torch.initial_seed()
+        if flag(resume, "resume"):
+            self.resume()
+        EpochSeed(self.seed).attach(self.trainer)
         if idist.get_rank() == 0:
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+            self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def save(self) -> None:
         """Write the state as it is now."""
-        write_checkpoint({name: obj.state_dict() for name, obj in self.save_dict.items()}, self.path)
+        state = {name: obj.state_dict() for name, obj in self.objects.items()}
+        write_checkpoint(state | {"seed": self.seed}, self.path)
 
     def resume(self) -> None:
-        """Restore every object from the file, so that the trainer goes on with the next epoch.
+        """Restore every object from the file, so that the trainer continues with the next epoch.
 
-        The number of epochs is this run's, not the file's. Call it on all ranks.
+        The number of epochs is this run's, not the file's.
 
         Raises:
-            MissingFileError: if there is no such file.
-            InputError: if the file is damaged, holds other objects, other weights or another epoch length, or if
-                its run is already complete.
+            MissingFileError: there is no such file.
+            InputError: the file is damaged, holds other objects, other weights or another epoch length, or its run is
+                already complete.
         """
         saved = self._read()
         state = self.trainer.state
@@ -158,16 +200,19 @@ class LastCheckpoint:
         if done >= max_epochs:
             raise InputError(
                 f"'{self.path}' has completed {done} epochs and this run asks for {max_epochs}; "
-                "nothing is left to do, ask for more epochs to go on"
+                "nothing is left to do, ask for more epochs to continue"
             )
+        objects = {name: obj for name, obj in self.objects.items() if name in saved}
         try:
-            Checkpoint.load_objects(to_load=self.save_dict, checkpoint=saved)
+            Checkpoint.load_objects(to_load=objects, checkpoint=saved)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"'{self.path}' does not fit this run, resume with the same settings: {reason}") from error
         state.max_epochs = max_epochs
         if idist.get_rank() == 0:
-            print(f"resuming after epoch {done} from {self.path}", flush=True)
+            logger.info(f"resuming after epoch {done} from {self.path}")
+            if difference := self._difference(saved):
+                logger.warning(f"the resumed run will not equal an undisturbed one: {difference}")
 
     def _read(self) -> dict[str, Any]:
         if not self.path.is_file():
@@ -182,10 +227,22 @@ class LastCheckpoint:
                 f"'{self.path}' cannot be read as a checkpoint: it is damaged or another kind of file; "
                 "start without resuming"
             ) from error
-        if not isinstance(saved, dict) or set(saved) != set(self.save_dict):
+        expected = self.objects.keys() - _OPTIONAL
+        if not isinstance(saved, dict) or saved.keys() - _OPTIONAL != expected:
             found = ", ".join(map(str, saved)) if isinstance(saved, dict) else type(saved).__name__
             raise InputError(
                 f"'{self.path}' holds {found[:200]}, expected the last checkpoint of a run with "
-                f"{', '.join(self.save_dict)}; give the file that the interrupted run wrote"
+                f"{', '.join(name for name in self.objects if name in expected)}; "
+                "give the file that the interrupted run wrote"
             )
         return saved
+
+    def _difference(self, saved: Mapping[str, Any]) -> str | None:
+        """What makes the rest of this run unlike that of the saved one, which is no reason to refuse it."""
+        if "seed" not in saved:
+            return f"'{self.path}' holds no seed, it was written by an earlier release"
+        if saved["seed"] != self.seed:
+            return f"its seed was {saved['seed']}, this run's is {self.seed}"
+        if ("scaler" in saved) != ("scaler" in self.objects):
+            return "its gradients were scaled and this run's are not, or the reverse; check amp and device"
+        return None

@@ -1,7 +1,12 @@
-"""One line every few seconds: where the run is, how it does, when it ends."""
+"""Log lines of a training: position, loss, rate and remaining time; the metric of each validation.
+
+Differs from MONAI's `StatsHandler` in: one line every few seconds in place of one per iteration, with the rate and the
+remaining time of all epochs.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 
 import ignite.distributed as idist
@@ -13,13 +18,15 @@ from monai.utils import CommonKeys as Keys
 
 from samora_monai.handlers.tensorboard import TensorBoard
 
+logger = logging.getLogger(__name__)
+
 
 class Progress:
-    """Trainer handler that prints `epoch 3/100  12.4%  loss 0.43  lr 1.2e-3  31 slices/s  ETA 00:12:30`.
+    """Trainer handler that logs `epoch 3/100  12.4%  loss 0.43  lr 1.2e-3  31 slices/s  ETA 00:12:30`.
 
-    Prints every `interval` seconds and at the end of each epoch, on rank 0 only. The loss is the mean over the lines'
-    interval, at an epoch's end over the epoch; the rate counts the slices of all ranks. The remaining time is
-    extrapolated from this run alone, validation included, so that it is right after a resume.
+    Logs every `interval` seconds and at the end of each epoch, on rank 0 only. The loss is the mean since the previous
+    line, at the end of an epoch the mean over the epoch; the rate counts the slices of all ranks. The remaining time is
+    extrapolated from this run alone, validation included, so that it is correct after a resume.
     For a MONAI `SupervisedTrainer` with or without `decollate`.
 
     Args:
@@ -30,7 +37,7 @@ class Progress:
         self.interval = interval
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Print the progress of `engine`, the trainer."""
+        """Log the progress of `engine`, the trainer."""
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.STARTED, self._started)
             engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
@@ -58,13 +65,13 @@ class Progress:
         self.epoch_slices += slices
         epoch_ends = engine.state.iteration % engine.state.epoch_length == 0  # which prints a line of its own
         if not epoch_ends and time.monotonic() - self.line_time >= self.interval:
-            self._print(engine, self.line_losses, self.line_slices, self.line_time)
+            self._log(engine, self.line_losses, self.line_slices, self.line_time)
             self._new_line()
 
     def _epoch_completed(self, engine: SupervisedTrainer) -> None:
-        self._print(engine, self.epoch_losses, self.epoch_slices, self.epoch_time)
+        self._log(engine, self.epoch_losses, self.epoch_slices, self.epoch_time)
 
-    def _print(self, engine: SupervisedTrainer, losses: _Mean, slices: int, since: float) -> None:
+    def _log(self, engine: SupervisedTrainer, losses: _Mean, slices: int, since: float) -> None:
         now, state = time.monotonic(), engine.state
         total = state.max_epochs * state.epoch_length
         remaining = (now - self.start_time) / (state.iteration - self.start_iteration) * (total - state.iteration)
@@ -77,18 +84,17 @@ class Progress:
             f"{rate:.{0 if rate >= 10 else 1}f} slices/s",
             f"ETA {duration(remaining)}",
         )
-        print("  ".join(line), flush=True)
+        logger.info("  ".join(line))
 
 
 class ValidationLog:
-    """Evaluator handler that prints `validation mean Dice 0.812 (best 0.812 at epoch 3, saved)`.
+    """Evaluator handler that logs `validation mean Dice 0.812 (best 0.812 at epoch 3, saved)`.
 
-    The metrics are written to TensorBoard too. List it after the handler that saves the best weights, whose word
-    `saved` it reports. Rank 0 only.
+    List it after the handler that saves the best weights, which sets `engine.state.saved_epoch`. Rank 0 only.
 
     Args:
-        name: what to call the key metric.
-        tensorboard: where the metrics are written, if anywhere.
+        name: name of the key metric in the line.
+        tensorboard: where all metrics of the evaluator are written too, if given.
     """
 
     def __init__(self, name: str = "mean Dice", tensorboard: TensorBoard | None = None) -> None:
@@ -96,7 +102,7 @@ class ValidationLog:
         self.tensorboard = tensorboard
 
     def attach(self, engine: Evaluator) -> None:
-        """Print the key metric of `engine`, the evaluator, after each validation."""
+        """Log the key metric of `engine`, the evaluator, after each validation."""
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._completed)
             if self.tensorboard is not None:
@@ -107,7 +113,7 @@ class ValidationLog:
         value = state.metrics[state.key_metric_name]
         saved = ", saved" if getattr(state, "saved_epoch", None) == state.epoch else ""
         best = f"best {state.best_metric:.4g} at epoch {state.best_metric_epoch}{saved}"
-        print(f"validation {self.name} {value:.4g} ({best})", flush=True)
+        logger.info(f"validation {self.name} {value:.4g} ({best})")
 
 
 def duration(seconds: float) -> str:
@@ -117,7 +123,7 @@ def duration(seconds: float) -> str:
 
 
 class _Mean:
-    """Mean of losses that stay on their device until asked for, so that adding one does not wait for the GPU."""
+    """Mean of losses, summed on their device, so that adding one does not wait for the GPU."""
 
     def __init__(self) -> None:
         self.total: float | torch.Tensor = 0.0

@@ -1,4 +1,4 @@
-"""A tiny MONAI training, for the tests. Run as a script it dies without warning in the third epoch."""
+"""A tiny MONAI training. Run as a script, it ends without warning in the third epoch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler, from_engine
-from monai.transforms import AsDiscreted
+from monai.transforms import AsDiscreted, Compose, RandGaussianNoised
 from monai.utils import set_determinism
 
-from samora_monai.handlers.checkpoint import BestCheckpoint, BestMetric, LastCheckpoint
+from samora_monai.handlers.checkpoint import BestCheckpoint, LastCheckpoint
 from samora_monai.handlers.progress import Progress, ValidationLog
 from samora_monai.losses import SegmentationLoss
 from samora_monai.schedules import WarmupPolyLR
@@ -25,12 +25,16 @@ SLICES = 6
 BATCH = 2
 
 
-def build_run(folder: Path, epochs: int = 4, decollate: bool = True, batch: int = BATCH) -> SimpleNamespace:
-    """Trainer, evaluator and their objects, wired as in the bundles. Deterministic."""
-    set_determinism(seed=0)
+def build_run(
+    folder: Path, epochs: int = 4, decollate: bool = True, batch: int = BATCH, seed: int = 0, workers: int = 0
+) -> SimpleNamespace:
+    """Trainer, evaluator and their objects, connected as in the bundles, on one thread. Not started."""
+    torch.set_num_threads(1)
+    set_determinism(seed=seed)
     image = torch.rand(SLICES, 1, 16, 16)
     data = [{"image": x, "label": (x > 0.5).float()} for x in image]
-    network = torch.nn.Conv2d(1, 2, 3, padding=1)
+    noise = Compose([RandGaussianNoised(keys="image", prob=1.0, std=0.3)])
+    network = torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Conv2d(1, 2, 3, padding=1))
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.05)
     scheduler = WarmupPolyLR(optimizer, warmup=2, max_iterations=epochs * SLICES // batch)
     model_file = folder / "model.pt"
@@ -49,7 +53,7 @@ def build_run(folder: Path, epochs: int = 4, decollate: bool = True, batch: int 
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=epochs,
-        train_data_loader=DataLoader(Dataset(data), batch_size=batch),
+        train_data_loader=DataLoader(Dataset(data, noise), batch_size=batch, shuffle=True, num_workers=workers),
         network=network,
         optimizer=optimizer,
         loss_function=SegmentationLoss(),
@@ -60,18 +64,9 @@ def build_run(folder: Path, epochs: int = 4, decollate: bool = True, batch: int 
             ValidationHandler(interval=1, validator=evaluator),
         ],
     )
-    best = BestMetric(evaluator)
-    objects = {
-        "model": network,
-        "optimizer": optimizer,
-        "lr_scheduler": scheduler,
-        "trainer": trainer,
-        "best_metric": best,
-    }
-    last = LastCheckpoint(folder / "last.pt", objects)
-    last.attach(trainer)
+    last = LastCheckpoint(folder / "last.pt", network, optimizer, scheduler, trainer, evaluator)
     return SimpleNamespace(
-        trainer=trainer, evaluator=evaluator, last=last, model_file=model_file, best=best, objects=objects
+        trainer=trainer, evaluator=evaluator, last=last, model_file=model_file, best=last.objects["best"]
     )
 
 
@@ -81,6 +76,7 @@ def _build():
 
 
 if __name__ == "__main__":
-    run = build_run(Path(sys.argv[1]))
+    run = build_run(Path(sys.argv[1]), workers=int(sys.argv[2]))
+    run.last.start()
     run.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2 * SLICES // BATCH + 2), lambda engine: os._exit(9))
     run.trainer.run()

@@ -13,13 +13,15 @@ from samora_monai.handlers.progress import Progress, duration
 LINE = re.compile(r"epoch (\d+)/4  ([\d.]+)%  loss ([\d.]+)  lr (\d\.\de-?\d+)  [\d.]+ slices/s  ETA (\d\d:\d\d:\d\d)$")
 
 
-def lines_of(run, capsys):
+def lines_of(run, caplog):
+    caplog.set_level("INFO", "samora_monai")
+    caplog.clear()
     run.trainer.run()
-    return capsys.readouterr().out.splitlines()
+    return caplog.messages
 
 
 @pytest.mark.parametrize("decollate", [True, False])
-def test_lines(build, tmp_path, capsys, decollate):
+def test_lines(build, tmp_path, caplog, decollate):
     run, losses = build(tmp_path, decollate=decollate), []
 
     def note(engine):
@@ -27,7 +29,7 @@ def test_lines(build, tmp_path, capsys, decollate):
         losses.append(torch.as_tensor((output[0] if decollate else output)["loss"]).item())
 
     run.trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
-    lines = lines_of(run, capsys)
+    lines = lines_of(run, caplog)
     progress = [match for line in lines if (match := LINE.match(line))]
     assert len(progress) == len(lines) - 4 == 4 * (2 + 1)  # interval 0: each iteration, the epoch instead of its last
     assert [p[1] for p in progress] == [str(e) for e in range(1, 5) for _ in range(3)]
@@ -37,9 +39,9 @@ def test_lines(build, tmp_path, capsys, decollate):
     assert progress[-1][5] == "00:00:00"
 
 
-def test_validation_lines(build, tmp_path, capsys):
+def test_validation_lines(build, tmp_path, caplog):
     run = build(tmp_path)
-    lines = [line for line in lines_of(run, capsys) if line.startswith("validation")]
+    lines = [line for line in lines_of(run, caplog) if line.startswith("validation")]
     assert len(lines) == 4
     best = run.best.state_dict()
     line = f"validation mean Dice {best['best_metric']:.4g} (best {best['best_metric']:.4g} at epoch "
@@ -47,29 +49,30 @@ def test_validation_lines(build, tmp_path, capsys):
     assert re.fullmatch(r"validation mean Dice [\d.]+ \(best [\d.]+ at epoch 1, saved\)", lines[0])
 
 
-def test_time_left_counts_this_run_only(build, tmp_path, capsys, monkeypatch):
+def test_time_left_counts_this_run_only(build, tmp_path, caplog, monkeypatch):
     """Resumed at iteration 6 of 12; one second per iteration leaves 5 seconds after the first."""
-    build(tmp_path, epochs=2).trainer.run()
+    first = build(tmp_path, epochs=2)
+    first.last.start()
+    first.trainer.run()
     run = build(tmp_path, epochs=4)
-    run.last.resume()
+    run.last.start(resume=True)
     clock = iter(range(10_000))
     monkeypatch.setattr("samora_monai.handlers.progress.time.monotonic", lambda: next(clock))
-    capsys.readouterr()
-    first = next(line for line in lines_of(run, capsys) if line.startswith("epoch"))
+    first = next(line for line in lines_of(run, caplog) if line.startswith("epoch"))
     start, printed = 0, 4  # readings: start; epoch; line; check, print
     assert first.endswith(f"ETA {duration((printed - start) * 5)}")
     assert first.startswith("epoch 3/4  58.3%")
 
 
-def test_quiet_on_other_ranks(build, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("samora_monai.handlers.progress.is_main_process", lambda: False)
-    assert lines_of(build(tmp_path), capsys) == []
+def test_quiet_on_other_ranks(build, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("samora_monai.handlers.progress.idist.get_rank", lambda: 1)
+    assert lines_of(build(tmp_path), caplog) == []
 
 
-def test_interval_thins_the_lines(build, tmp_path, capsys):
+def test_interval_thins_the_lines(build, tmp_path, caplog):
     run = build(tmp_path)
     Progress(interval=3600).attach(run.trainer)  # second handler: epoch lines only
-    lines = [line for line in lines_of(run, capsys) if line.startswith("epoch")]
+    lines = [line for line in lines_of(run, caplog) if line.startswith("epoch")]
     assert len(lines) == 12 + 4
 
 
