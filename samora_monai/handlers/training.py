@@ -51,8 +51,7 @@ class TrainingHandlers:
         LrScheduleHandler(cast(Any, self.lr_scheduler), print_lr=False, epoch_level=False).attach(engine)
         NanGuard().attach(engine)
         Progress().attach(engine)
-        if set_epoch := getattr(engine.loss_function, "set_epoch", None):
-            engine.add_event_handler(Events.EPOCH_STARTED, lambda: set_epoch(engine.state.epoch - 1))
+        engine.add_event_handler(Events.EPOCH_STARTED, _set_loss_epoch)
         if idist.get_rank() == 0:
             TensorBoardStatsHandler(
                 summary_writer=self.tensorboard.writer,
@@ -66,3 +65,8 @@ class TrainingHandlers:
 
 def _list_output(engine: SupervisedTrainer) -> None:
     engine.state.output = [engine.state.output]
+
+
+def _set_loss_epoch(engine: SupervisedTrainer) -> None:
+    if set_epoch := getattr(engine.loss_function, "set_epoch", None):
+        set_epoch(engine.state.epoch - 1)  # Ignite counts from 1
