@@ -34,18 +34,19 @@ def test_number_of_slices(
     bundle: Bundle,
     phantoms: Path,
     in_process: Build,
-    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     settings: dict[str, Any],
     scans: int,
     slices: int,
     total: int,
 ):
-    """It is what the training has, and what it says."""
+    """The data set of the training has them, and the summary states them."""
+    caplog.set_level("INFO", "samora_monai")
     workflow = in_process(bundle, "training", dataset_dir=str(phantoms), **FAST | settings)
     workflow.initialize()
     dataset = workflow.parser.get_parsed_content("train::dataset")
     assert (dataset.num_volumes, len(dataset), dataset.num_slices_total) == (scans, slices, total)
-    assert f"{scans} training ({slices} of {total} slices)" in capfd.readouterr().out
+    assert f"{scans} training ({slices} of {total} slices)" in caplog.text
 
 
 @pytest.fixture
