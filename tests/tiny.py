@@ -1,9 +1,11 @@
-"""Small networks with random weights, and what must hold of every refusal."""
+"""Small networks with random weights, damaged files, and what must hold of every refusal."""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +53,18 @@ def tiny(image_size: int = 64, in_channels: int = 1, num_classes: int = 3, **set
 def image(*shape: int, seed: int = 0) -> torch.Tensor:
     """Uniform noise in [0, 1]."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def flip_bit(path: Path) -> None:
+    """Flip one bit in the middle of the largest tensor of a checkpoint, as a failing disk or download does."""
+    with zipfile.ZipFile(path) as archive:
+        tensors = [record for record in archive.infolist() if "/data/" in record.filename]
+        record = max(tensors, key=lambda record: record.file_size)
+    content = bytearray(path.read_bytes())
+    lengths = content[record.header_offset + 26 : record.header_offset + 30]  # of the name and the padding that follow
+    start = record.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    content[start + record.file_size // 2] ^= 1
+    path.write_bytes(content)
 
 
 @contextmanager

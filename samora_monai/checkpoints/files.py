@@ -1,4 +1,4 @@
-"""Reading and writing weight files: never executing code, never half-written, wrong files named."""
+"""Read and write weight files: no code in a file is executed, no file is left half-written, damage is detected."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,12 @@ from samora_monai.strict import misfit
 _CHUNK = 1 << 20  # bytes
 FORMAT_VERSION = 1  # of our expert and adapter files
 Source = Union[str, "os.PathLike[str]", Mapping[str, Any]]
+Parts = tuple[dict[str, Tensor], dict[str, Any], str]  # tensors, meta, name for messages
 
 
 @dataclass
 class LoadReport:
-    """What a load did with every tensor, by state-dict key of the network (`dropped`: of the file)."""
+    """What a load did with each tensor, by its key in the network (`dropped`: in the file)."""
 
     source: str
     copied: list[str] = field(default_factory=list)
@@ -49,14 +51,14 @@ class LoadReport:
 
 
 def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
-    """Reads a checkpoint on the CPU, with ``weights_only=True``.
+    """Read a checkpoint on the CPU with `weights_only=True`, after a check of its checksums.
 
     Returns:
-        its content and the name to call it by in messages.
+        the content, and the name of the file for messages.
 
     Raises:
         MissingFileError: there is no such file.
-        InputError: it is truncated, not a checkpoint, not a dict, or wants to execute code.
+        InputError: it is damaged, not a checkpoint, not a dict, or contains code.
     """
     if isinstance(source, Mapping):
         return dict(source), "the given state dict"
@@ -64,49 +66,72 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         raise MissingFileError(f"no checkpoint {str(path)!r}; check the path or download it first")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = _damaged_record(path)
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as e:
         raise InputError(f"checkpoint {str(path)!r} may not be read; change its permissions") from e
-    except Exception as e:  # the unpickler answers bytes that are no checkpoint with errors of a dozen types
+    except Exception as e:  # the unpickler reports bytes that are no checkpoint with errors of a dozen types
         if code := re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) \S+|TorchScript", str(e)):
             raise InputError(
                 f"checkpoint {str(path)!r} holds code objects ({code[0].split()[-1]}), which could run anything when "
                 "loaded; expected tensors only: save its plain state_dict where you trust it, and give that file"
             ) from e
         raise InputError(f"checkpoint {str(path)!r} is damaged or no PyTorch file; get it again") from e
+    if damaged:
+        raise InputError(f"checkpoint {str(path)!r} is damaged: {damaged} does not match its checksum; get it again")
     if not isinstance(content, dict):
         raise InputError(f"checkpoint {str(path)!r} holds a {type(content).__name__}; expected a dict of tensors")
     return content, repr(path.name)
 
 
-def read_state(source: Source) -> tuple[dict[str, Tensor], str]:
-    """Reads a flat state dict: that of the file, or the ``"model"`` entry of a training checkpoint.
+def _damaged_record(path: Path) -> str | None:
+    """Name of the first record of a zip file that does not match its CRC-32, which `torch.load` does not check.
 
-    ``module.``, which DataParallel writes before every key, is taken away.
+    None also for files without checksums: those of torch before 1.6, which are no zip files, and those written under
+    `torch.serialization.set_crc32_options(False)`, whose checksums are all 0.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() if any(record.CRC for record in archive.infolist()) else None
+
+
+def read_state(source: Source) -> tuple[dict[str, Tensor], str]:
+    """Read the weights of a network that this package, SAM, SAMed, H-SAM or another project saved.
 
     Returns:
-        tensors and the file's name for messages.
+        tensors by flat keys: `{"resnet": {"a": ...}}` gives `resnet.a`; of a training checkpoint its `"model"` entry;
+        without the prefix `module.` of DataParallel. And the name of the file for messages.
+
+    Raises:
+        MissingFileError, InputError: as `read_checkpoint`; it is an expert, adapter or teacher file, or holds something
+            else than tensors.
     """
     content, name = read_checkpoint(source)
     if meta := _own_meta(content):
-        raise InputError(f"checkpoint {name} is {_called(meta['kind'])}; expected the weights of a network")
-    state = content["model"] if isinstance(content.get("model"), Mapping) else content
-    return _tensors_only({str(key).removeprefix("module."): value for key, value in state.items()}, name), name
+        raise InputError(f"checkpoint {name} is {_file_of(meta['kind'])}; expected the weights of a network")
+    return _flat(content, name), name
 
 
-def read_parts(source: Source, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Reads one of our own ``{"state_dict", "meta"}`` files and checks its kind, format and checksum.
+def read_parts(source: Source, kind: str, foreign: bool = False) -> Parts:
+    """Read an expert, adapter or teacher file, `{"state_dict", "meta"}`, and check its kind, format and checksum.
+
+    Args:
+        kind: `"expert"`, `"adapter"` or `"teacher"`.
+        foreign: also accept files of other projects; they are read as by `read_state` and their meta is empty.
 
     Returns:
-        tensors, the decoded meta, and the file's name for messages.
+        tensors, the decoded meta, and the name of the file for messages.
     """
     content, name = read_checkpoint(source)
     meta = _own_meta(content)
+    if not meta and foreign:
+        return _flat(content, name), meta, name
     if not meta:
         found = ", ".join(str(key) for key in list(content)[:3])
         raise InputError(f"checkpoint {name} ({found}, ...) is no {kind} file or a damaged one; give one of ours")
     if meta["kind"] != kind:
-        raise InputError(f"checkpoint {name} is {_called(meta['kind'])}; expected {_called(kind)}")
+        raise InputError(f"checkpoint {name} is {_file_of(meta['kind'])}; expected {_file_of(kind)}")
     if meta.get("format_version") != FORMAT_VERSION:
         version = meta.get("format_version")
         raise InputError(f"{kind} file {name} has format {version}, expected {FORMAT_VERSION}; update samora_monai")
@@ -116,12 +141,12 @@ def read_parts(source: Source, kind: str) -> tuple[dict[str, Tensor], dict[str, 
     return state, meta, name
 
 
-def _called(kind: str) -> str:
+def _file_of(kind: str) -> str:
     return f"{'a' if kind == 'teacher' else 'an'} {kind} file"
 
 
 def _own_meta(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The meta of an expert or adapter file; empty for every other file."""
+    """The meta of an expert, adapter or teacher file; empty for every other file."""
     if set(content) != {"state_dict", "meta"} or not isinstance(content["state_dict"], Mapping):
         return {}
     try:
@@ -129,6 +154,15 @@ def _own_meta(content: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError):
         return {}
     return meta if isinstance(meta, dict) and "kind" in meta else {}
+
+
+def _flat(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    if isinstance(content.get("model"), Mapping):
+        content = content["model"]  # of a training checkpoint, which also holds an optimiser
+    state: dict[str, Any] = {}
+    for key, value in content.items():
+        state |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {str(key): value}
+    return _tensors_only({key.removeprefix("module."): value for key, value in state.items()}, name)
 
 
 def _tensors_only(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
@@ -139,7 +173,11 @@ def _tensors_only(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 
 
 def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint atomically: the file is whole, or as it was before."""
+    """Write a checkpoint atomically: after a failure the previous file is still there.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     try:
         with replacing(path) as unfinished, open(unfinished, "wb") as stream:
             torch.save(content, stream)
@@ -150,10 +188,10 @@ def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
 
 
 def copy_strictly(net: nn.Module, state: Mapping[str, Tensor], wanted: list[str], name: str, remedy: str) -> list[str]:
-    """Copies exactly the tensors `wanted` from `state` (no fewer, no more, same shapes) into `net`.
+    """Copy the tensors `wanted` from `state` into `net`; `state` must hold these keys, no others, in the same shapes.
 
     Raises:
-        InputError: names the file, the first keys concerned, the shapes and the remedy; nothing is changed then.
+        InputError: names the file, the first keys or shapes that differ, and the remedy; `net` is unchanged.
     """
     target = net.state_dict()
     if problem := misfit({key: target[key] for key in wanted}, state):
@@ -165,7 +203,7 @@ def copy_strictly(net: nn.Module, state: Mapping[str, Tensor], wanted: list[str]
 
 
 def sha256_of(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and float32 values of tensors, in the order of their names."""
+    """SHA-256 of the names and float32 values of tensors, sorted by name."""
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode())
@@ -183,7 +221,16 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def check_meta(name: str, meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raises an InputError for the first field of `meta` that is not as the network has it."""
+    """Check that `meta` has the values of the network.
+
+    Args:
+        name: of the file, for messages.
+        meta: of an expert, adapter or teacher file.
+        expected: value of the network by field.
+
+    Raises:
+        InputError: names the first field that differs.
+    """
     for key, value in expected.items():
         found = meta.get(key)
         if found == value:

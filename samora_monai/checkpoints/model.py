@@ -8,7 +8,7 @@ from samora_monai.networks.segmenter import Segmenter
 
 
 def load_model(net: Segmenter, source: Source) -> LoadReport:
-    """Loads a bundle's ``model.pt``, or the ``"model"`` entry of a training checkpoint, strictly.
+    """Loads a bundle's `model.pt`, or the `"model"` entry of a training checkpoint, strictly.
 
     Raises:
         MissingFileError, InputError: no such file; keys or shapes of another network (names the first of them).

@@ -36,7 +36,7 @@ def _another_grid(wanted: Tensor, value: Tensor) -> bool:
 
 
 def resize_positions(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Absolute ``[1, G, G, C]`` or relative ``[2 G - 1, d]`` positions to another grid; bilinear, no antialias."""
+    """Absolute `[1, G, G, C]` or relative `[2 G - 1, d]` positions to another grid; bilinear, no antialias."""
     if tensor.ndim == 4:
         size = (shape[1], shape[2])
         return F.interpolate(tensor.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
@@ -44,7 +44,7 @@ def resize_positions(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def preset_name(net: Segmenter) -> str:
-    """``"vit_b"`` and so on, or the sizes of an encoder that is no preset."""
+    """`"vit_b"` and so on, or the sizes of an encoder that is no preset."""
     encoder = net.image_encoder
     sizes = (encoder.embed_dim, len(encoder.blocks), encoder.num_heads)
     for name, preset in PRESETS.items():
@@ -54,7 +54,7 @@ def preset_name(net: Segmenter) -> str:
 
 
 def _preset_of(state: Mapping[str, Tensor]) -> str:
-    """Which preset's width and depth a checkpoint has, or ``"no known encoder"``."""
+    """Which preset's width and depth a checkpoint has, or `"no known encoder"`."""
     width = len(state.get("image_encoder.blocks.0.norm1.weight", ()))
     depth = len({m[1] for key in state if (m := re.match(r"image_encoder\.blocks\.(\d+)\.", key))})
     sizes = {(preset["embed_dim"], preset["depth"]): name for name, preset in PRESETS.items()}

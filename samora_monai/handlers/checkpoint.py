@@ -8,7 +8,6 @@ not replace the best weights; frozen weights are not saved again in each epoch.
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from samora_monai.checkpoints.files import sha256_of, write_checkpoint
+from samora_monai.checkpoints.files import read_checkpoint, sha256_of, write_checkpoint
 from samora_monai.checkpoints.model_settings import ModelSettings, write_model_settings
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.handlers.epoch_seed import EpochSeed
@@ -221,15 +220,15 @@ class LastCheckpoint:
                 "start without resuming first"
             )
         try:
-            saved = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            saved, _ = read_checkpoint(self.path)
+        except InputError as error:
             raise InputError(
                 f"'{self.path}' cannot be read as a checkpoint: it is damaged or another kind of file; "
                 "start without resuming"
             ) from error
         expected = self.objects.keys() - _OPTIONAL
-        if not isinstance(saved, dict) or saved.keys() - _OPTIONAL != expected:
-            found = ", ".join(map(str, saved)) if isinstance(saved, dict) else type(saved).__name__
+        if saved.keys() - _OPTIONAL != expected:
+            found = ", ".join(map(str, saved))
             raise InputError(
                 f"'{self.path}' holds {found[:200]}, expected the last checkpoint of a run with "
                 f"{', '.join(name for name in self.objects if name in expected)}; "

@@ -57,12 +57,12 @@ class ClassBalancedAttention(nn.Module):
         """The gate A.
 
         Args:
-            mask_tokens: ``[B, T, dim]`` of the first decoder.
-            image_tokens: ``[B, G * G, dim]`` of the first decoder.
-            label: ``[B, 1, H, W]`` class numbers, for the noise of a training step.
+            mask_tokens: `[B, T, dim]` of the first decoder.
+            image_tokens: `[B, G * G, dim]` of the first decoder.
+            label: `[B, 1, H, W]` class numbers, for the noise of a training step.
 
         Returns:
-            ``[B, 1, G, G]``, at least 0 and with mean 1 over every image.
+            `[B, 1, G, G]`, at least 0 and with mean 1 over every image.
         """
         tokens = image_tokens.shape[1]
         grid = int(tokens**0.5)
@@ -83,13 +83,13 @@ def class_noise(label: Tensor, num_classes: int, grid: int, noise: float = CLASS
     """Standard deviation of the noise at every position.
 
     Args:
-        label: ``[B, 1, H, W]`` class numbers.
+        label: `[B, 1, H, W]` class numbers.
         num_classes: of `label`.
         grid: side G of the image embedding.
         noise: deviation of the rarest class that is there; the commonest has none.
 
     Returns:
-        ``[B, 1, G * G]``.
+        `[B, 1, G * G]`.
     """
     label = label.long()
     pixels = torch.bincount(label.flatten(), minlength=num_classes)

@@ -22,7 +22,7 @@ LEVELS = ("image", "patch", "pixel")  # SAMora's levels; SAMed's and H-SAM's sin
 
 
 class Expert(nn.Module):
-    """One low-rank expert of one attention: ``B_q A_q`` on the queries and ``B_v A_v`` on the values.
+    """One low-rank expert of one attention: `B_q A_q` on the queries and `B_v A_v` on the values.
 
     Args:
         dim: width of the tokens.
@@ -46,7 +46,7 @@ class Expert(nn.Module):
             nn.init.zeros_(b.weight)
 
     def deltas(self) -> tuple[Tensor, Tensor]:
-        """The products ``B_q A_q`` and ``B_v A_v``, each ``[out_dim, dim]``."""
+        """The products `B_q A_q` and `B_v A_v`, each `[out_dim, dim]`."""
         return self.linear_b_q.weight @ self.linear_a_q.weight, self.linear_b_v.weight @ self.linear_a_v.weight
 
 
@@ -55,7 +55,7 @@ def add_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> t
 
     Args:
         experts: experts of one attention, of any ranks.
-        x: ``[..., dim]`` tokens; q, v: ``[..., out_dim]`` from the base projection.
+        x: `[..., dim]` tokens; q, v: `[..., out_dim]` from the base projection.
     """
     a_q = torch.cat([e.linear_a_q.weight for e in experts])  # [sum of ranks, dim]
     a_v = torch.cat([e.linear_a_v.weight for e in experts])
@@ -70,10 +70,10 @@ def branch_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -
 
     Args:
         experts: L experts of one attention, of one rank.
-        x: ``[B, h, w, dim]`` tokens; q, v: ``[B, h, w, out_dim]`` from the base projection, computed once for all.
+        x: `[B, h, w, dim]` tokens; q, v: `[B, h, w, out_dim]` from the base projection, computed once for all.
 
     Returns:
-        queries and values, each ``[L * B, h, w, out_dim]``, expert-major.
+        queries and values, each `[L * B, h, w, out_dim]`, expert-major.
     """
     a = torch.cat([w for e in experts for w in (e.linear_a_q.weight, e.linear_a_v.weight)])  # [2 L r, dim]
     low = F.linear(x, a).reshape(-1, len(experts), 2, a.shape[0] // (2 * len(experts)))

@@ -72,14 +72,14 @@ class HierarchicalDecoder(nn.Module):
         """Masks of the second stage.
 
         Args:
-            image_embeddings: ``[B, dim, G, G]``.
-            image_pe: ``[1, dim, G, G]``.
-            dense_prompt_embeddings: ``[1, dim, G, G]``, "no mask".
+            image_embeddings: `[B, dim, G, G]`.
+            image_pe: `[1, dim, G, G]`.
+            dense_prompt_embeddings: `[1, dim, G, G]`, "no mask".
             first: what the first decoder made of the same images.
-            label: ``[B, 1, H, W]`` class numbers, for the noise of `class_balanced_attention` in training.
+            label: `[B, 1, H, W]` class numbers, for the noise of `class_balanced_attention` in training.
 
         Returns:
-            mask logits ``[B, T, 16 G, 16 G]`` and predicted IoU ``[B, T]``.
+            mask logits `[B, T, 16 G, 16 G]` and predicted IoU `[B, T]`.
         """
         prior = F.interpolate(first.masks, image_embeddings.shape[-2:], mode="bilinear", align_corners=False)
         prior = prior.softmax(1).flatten(2)  # [B, T, G * G]

@@ -9,7 +9,7 @@ With E_i what expert i adds to the block (its branch minus the base branch), fro
 Differs from the research release in:
 - no LayerNorm at the end and no biases: experts that say nothing are fused into nothing, whatever the weights;
 - W_o starts at zero, so fine-tuning starts from the sum-free function of SAM and its highest expert, not from noise
-  (``start="random"`` is there to measure the difference);
+  (`start="random"` is there to measure the difference);
 - the width of the cross-attentions is an argument, for at full width HL-Attn is as large as half of SAM.
 """
 
@@ -35,7 +35,7 @@ class CrossAttention(nn.Module):
             nn.init.zeros_(self.proj.weight)
 
     def forward(self, target: Tensor, source: Tensor, windows: Windows) -> Tensor:
-        """target, source: ``[B, h, w, dim]`` -> ``[B, h, w, dim]``."""
+        """target, source: `[B, h, w, dim]` -> `[B, h, w, dim]`."""
         k, v = self.kv(source).chunk(2, -1)
         pad = k.new_zeros(k.shape[-1])
         return self.proj(windows.attend(_attention, self.q(target), k, v, self.num_heads, pad, pad))
@@ -52,8 +52,8 @@ class HLAttn(nn.Module):
         dim: width of the tokens.
         num_heads: heads of the block's attention; the cross-attentions keep their head width.
         order: names of the experts from the lowest to the highest level.
-        width: inner width of the cross-attentions; ``None`` is `dim`, as in the paper.
-        start: output projections at first: ``"zero"`` or ``"random"``.
+        width: inner width of the cross-attentions; `None` is `dim`, as in the paper.
+        start: output projections at first: `"zero"` or `"random"`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class HLAttn(nn.Module):
         self.cross = nn.ModuleDict({name: CrossAttention(dim, heads, width, start) for name in order[1:]})
 
     def forward(self, contributions: dict[str, Tensor], windows: Windows) -> Tensor:
-        """contributions: one ``[B, h, w, dim]`` for each name of `order` -> ``[B, h, w, dim]``."""
+        """contributions: one `[B, h, w, dim]` for each name of `order` -> `[B, h, w, dim]`."""
         low = contributions[self.order[0]]
         for name, cross in self.cross.items():
             target = contributions[name]

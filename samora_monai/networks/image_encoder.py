@@ -28,7 +28,7 @@ class Attention(nn.Module):
 
     Args:
         dim: width of the tokens.
-        num_heads: heads of width ``dim / num_heads``.
+        num_heads: heads of width `dim / num_heads`.
         windows: how the grid is cut.
         experts: names of the experts.
         rank: rank of each expert.
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         self.experts = nn.ModuleDict({name: Expert(dim, dim, rank) for name in experts})
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, h, w, dim]`` normalised tokens -> ``[B, h, w, dim]``; all experts act together in one branch."""
+        """`[B, h, w, dim]` normalised tokens -> `[B, h, w, dim]`; all experts act together in one branch."""
         q, k, v = self._qkv(x)
         if len(self.experts):
             q, v = add_experts(self._experts(), x, q, v)
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         """What each branch attends to, before the output projection.
 
         Returns:
-            ``[B, h, w, dim]`` of the base alone and ``[L, B, h, w, dim]`` of the base with each expert.
+            `[B, h, w, dim]` of the base alone and `[L, B, h, w, dim]` of the base with each expert.
         """
         q, k, v = self._qkv(x)
         count = len(self.experts)
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         return self._attend(q, k, v), experts.reshape(count, *x.shape)
 
     def merge_experts(self) -> None:
-        """``W_q += B_q A_q`` and ``W_v += B_v A_v`` for every expert, which is gone then."""
+        """`W_q += B_q A_q` and `W_v += B_v A_v` for every expert, which is gone then."""
         q, _, v = self.qkv.weight.chunk(3)
         for expert in self._experts():
             delta_q, delta_v = expert.deltas()
@@ -92,17 +92,17 @@ class Block(nn.Module):
 
     With `fusion` the experts are branches, E_i is what expert i adds to the base, and HL-Attn fuses them into E:
 
-    - ``"attention"``: E_i = a_i - a, a the attention before its output projection; x + proj(a + E) goes on to the MLP;
-    - ``"block"`` (the paper's equation): every branch runs its own MLP, E_i = y_i - y, and the block gives y + E.
+    - `"attention"`: E_i = a_i - a, a the attention before its output projection; x + proj(a + E) goes on to the MLP;
+    - `"block"` (the paper's equation): every branch runs its own MLP, E_i = y_i - y, and the block gives y + E.
 
     Args:
         dim, num_heads, mlp_ratio: sizes of SAM's block.
         windows: how the token grid is cut for attention.
         experts, rank: names and rank of the experts.
-        fusion: ``None`` (the experts' deltas are simply added), ``"attention"`` or ``"block"``.
+        fusion: `None` (the experts' deltas are simply added), `"attention"` or `"block"`.
         fusion_order: names of the experts from the lowest to the highest level.
-        fusion_width: inner width of HL-Attn, ``None`` for `dim`.
-        fusion_start: output projections of HL-Attn at first, ``"zero"`` or ``"random"``.
+        fusion_width: inner width of HL-Attn, `None` for `dim`.
+        fusion_start: output projections of HL-Attn at first, `"zero"` or `"random"`.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Block(nn.Module):
         self.hl_attn = HLAttn(dim, num_heads, tuple(fusion_order), fusion_width, fusion_start) if fusion else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, h, w, dim]`` -> ``[B, h, w, dim]``."""
+        """`[B, h, w, dim]` -> `[B, h, w, dim]`."""
         if self.hl_attn is None:
             x = x + self.attn(self.norm1(x))
             return x + self.mlp(self.norm2(x))
@@ -141,13 +141,13 @@ class Block(nn.Module):
         return base + self._fuse(experts - base)
 
     def _fuse(self, contributions: Tensor) -> Tensor:
-        """E_i ``[L, B, h, w, dim]`` -> E ``[B, h, w, dim]``."""
+        """E_i `[L, B, h, w, dim]` -> E `[B, h, w, dim]`."""
         assert self.hl_attn is not None
         return self.hl_attn(dict(zip(self.attn.experts, contributions, strict=True)), self.windows)
 
 
 class PatchEmbed(nn.Module):
-    """Patches of 16 x 16 pixels to tokens: ``[B, C, S, S]`` -> ``[B, S/16, S/16, dim]``."""
+    """Patches of 16 x 16 pixels to tokens: `[B, C, S, S]` -> `[B, S/16, S/16, dim]`."""
 
     def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class PatchEmbed(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """SAM's ViT: ``[B, 3, S, S]`` normalised pixels -> ``[B, 256, S/16, S/16]``.
+    """SAM's ViT: `[B, 3, S, S]` normalised pixels -> `[B, 256, S/16, S/16]`.
 
     Args:
         image_size: side S of the square input, a multiple of `patch_size`.
@@ -229,7 +229,7 @@ class ImageEncoder(nn.Module):
         return self.neck(self.tokens(x)[0].permute(0, 3, 1, 2))
 
     def tokens(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
-        """What the given blocks put out: ``[B, 3, S, S]`` -> for each block ``[B, S/16, S/16, dim]``, before the neck.
+        """What the given blocks put out: `[B, 3, S, S]` -> for each block `[B, S/16, S/16, dim]`, before the neck.
 
         Args:
             blocks: increasing block numbers; negative ones count from the end.

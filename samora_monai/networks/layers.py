@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channel axis of ``[B, C, H, W]`` at every pixel, eps 1e-6."""
+    """Layer normalisation over the channel axis of `[B, C, H, W]` at every pixel, eps 1e-6."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, eps=1e-6)

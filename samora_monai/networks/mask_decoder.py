@@ -26,7 +26,7 @@ class Decoded(NamedTuple):
 
 
 def output_upscaling(dim: int) -> nn.Sequential:
-    """SAM's pixel decoder: ``[B, dim, G, G]`` -> ``[B, dim / 8, 4 G, 4 G]``."""
+    """SAM's pixel decoder: `[B, dim, G, G]` -> `[B, dim / 8, 4 G, 4 G]`."""
     return nn.Sequential(
         nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
         LayerNorm2d(dim // 4),
@@ -37,7 +37,7 @@ def output_upscaling(dim: int) -> nn.Sequential:
 
 
 def hyper_masks(hypernetworks: nn.ModuleList, mask_tokens: Tensor, pixels: Tensor) -> Tensor:
-    """Token t's hypernetwork weighs the channels: ``[B, T, dim]`` and ``[B, c, h, w]`` -> logits ``[B, T, h, w]``.
+    """Token t's hypernetwork weighs the channels: `[B, T, dim]` and `[B, c, h, w]` -> logits `[B, T, h, w]`.
 
     The hypernetworks have the same shapes: layer by layer all T of them are one batched product.
     """
@@ -96,7 +96,7 @@ class MaskDecoder(nn.Module):
             as of `decode`.
 
         Returns:
-            mask logits ``[max(B, n), T, 4 G, 4 G]`` and predicted IoU ``[max(B, n), T]``.
+            mask logits `[max(B, n), T, 4 G, 4 G]` and predicted IoU `[max(B, n), T]`.
         """
         decoded = self.decode(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
         return decoded.masks, self.iou_prediction_head(decoded.quality_token)
@@ -111,10 +111,10 @@ class MaskDecoder(nn.Module):
         """Masks of all tokens, and what they were made from.
 
         Args:
-            image_embeddings: ``[B, dim, G, G]``; one image may meet n prompts, one (empty) prompt may meet B images.
-            image_pe: ``[1, dim, G, G]``.
-            sparse_prompt_embeddings: ``[n, tokens, dim]``.
-            dense_prompt_embeddings: ``[n, dim, G, G]``.
+            image_embeddings: `[B, dim, G, G]`; one image may meet n prompts, one (empty) prompt may meet B images.
+            image_pe: `[1, dim, G, G]`.
+            sparse_prompt_embeddings: `[n, tokens, dim]`.
+            dense_prompt_embeddings: `[n, dim, G, G]`.
         """
         tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = tokens.expand(len(sparse_prompt_embeddings), -1, -1)

@@ -16,7 +16,7 @@ from samora_monai.networks.layers import LayerNorm2d
 
 
 class PositionEmbeddingRandom(nn.Module):
-    """Random Fourier features of points: ``[sin, cos](2 pi (2 p - 1) M)``, x before y."""
+    """Random Fourier features of points: `[sin, cos](2 pi (2 p - 1) M)`, x before y."""
 
     def __init__(self, num_pos_feats: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class PositionEmbeddingRandom(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, num_pos_feats))
 
     def encode(self, points: Tensor) -> Tensor:
-        """``[..., 2]`` points (x, y) in [0, 1] -> ``[..., 2 * num_pos_feats]``."""
+        """`[..., 2]` points (x, y) in [0, 1] -> `[..., 2 * num_pos_feats]`."""
         matrix = self.positional_encoding_gaussian_matrix
         points = 2 * points.to(matrix.dtype) - 1
         # no matmul: autocast and TF32 would round angles of up to 20 radians to 8 or 10 bits
@@ -32,7 +32,7 @@ class PositionEmbeddingRandom(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], -1)
 
     def forward(self, size: int) -> Tensor:
-        """Encoding of the pixel centres of a ``size x size`` grid: ``[2 * num_pos_feats, size, size]``."""
+        """Encoding of the pixel centres of a `size x size` grid: `[2 * num_pos_feats, size, size]`."""
         matrix = self.positional_encoding_gaussian_matrix
         centre = (torch.arange(size, device=matrix.device, dtype=matrix.dtype) + 0.5) / size
         y, x = torch.meshgrid(centre, centre, indexing="ij")
@@ -72,7 +72,7 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, embed_dim)
 
     def get_dense_pe(self) -> Tensor:
-        """Positional encoding of the image embedding, ``[1, embed_dim, G, G]``."""
+        """Positional encoding of the image embedding, `[1, embed_dim, G, G]`."""
         return self.pe_layer(self.grid)[None]
 
     def forward(
@@ -81,13 +81,13 @@ class PromptEncoder(nn.Module):
         """Any combination of prompts, for n prompts at once.
 
         Args:
-            points: coordinates ``[n, p, 2]`` (x, y) in pixels of the padded input, and labels ``[n, p]``
+            points: coordinates `[n, p, 2]` (x, y) in pixels of the padded input, and labels `[n, p]`
                 (1 foreground, 0 background, -1 ignored).
-            boxes: ``[n, 4]`` (x1, y1, x2, y2) in pixels of the padded input.
-            masks: logits ``[n, 1, 4 G, 4 G]``.
+            boxes: `[n, 4]` (x1, y1, x2, y2) in pixels of the padded input.
+            masks: logits `[n, 1, 4 G, 4 G]`.
 
         Returns:
-            sparse ``[n, tokens, embed_dim]`` (no tokens without points and boxes) and dense ``[n, embed_dim, G, G]``;
+            sparse `[n, tokens, embed_dim]` (no tokens without points and boxes) and dense `[n, embed_dim, G, G]`;
             n = 1 without prompts.
         """
         n = next((len(p) for p in (points[0] if points else None, boxes, masks) if p is not None), 1)

@@ -7,8 +7,8 @@ Source: segment-anything (https://arxiv.org/abs/2304.02643), after MViTv2 (https
 Differs from SAM's code in: the fused kernels of torch, in two exact forms (measured in benchmarks/speed.py):
 - the position terms become an additive bias, for a few heads at a time, so that it never leaves the processor's cache;
   the backward pass computes the weights again instead of keeping them. The faster form on CPU;
-- the position terms are folded into wider queries and keys, ``q' = [scale q, q Rh, q Rw]``,
-  ``k' = [k, onehot(v), onehot(u)]``, which needs no bias at all. The form for GPUs, and for torch.compile and export.
+- the position terms are folded into wider queries and keys, `q' = [scale q, q Rh, q Rw]`,
+  `k' = [k, onehot(v), onehot(u)]`, which needs no bias at all. The form for GPUs, and for torch.compile and export.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def relative_rows(table: Tensor, size: int) -> Tensor:
     """Rows of a relative-position table for every pair of positions on one axis.
 
     Args:
-        table: ``[rows, head_dim]``; resized linearly along rows if it has not ``2 * size - 1`` of them.
+        table: `[rows, head_dim]`; resized linearly along rows if it has not `2 * size - 1` of them.
         size: side of the window or grid.
 
     Returns:
-        ``[size, size, head_dim]``, entry ``[i, j]`` for query position i and key position j.
+        `[size, size, head_dim]`, entry `[i, j]` for query position i and key position j.
     """
     rows = 2 * size - 1
     if table.shape[0] != rows:
@@ -52,14 +52,14 @@ def rel_pos_attention(
     """Softmax attention with decomposed relative position on square windows.
 
     Args:
-        q: ``[B, heads, h * w, head_dim]``, tokens in row-major order, from the top left of the window.
-        k, v: ``[B, heads, S * S, head_dim]``.
-        rel_pos_h, rel_pos_w: tables ``[2 S - 1, head_dim]``, shared by the heads.
+        q: `[B, heads, h * w, head_dim]`, tokens in row-major order, from the top left of the window.
+        k, v: `[B, heads, S * S, head_dim]`.
+        rel_pos_h, rel_pos_w: tables `[2 S - 1, head_dim]`, shared by the heads.
         folded: which of the two exact forms; by default the one for the device, or for a compiler.
         query_grid: h and w; by default all of the window, S and S.
 
     Returns:
-        ``[B, heads, h * w, head_dim]``.
+        `[B, heads, h * w, head_dim]`.
     """
     size = int(k.shape[2] ** 0.5)
     height, width = query_grid or (size, size)
@@ -73,7 +73,7 @@ def rel_pos_attention(
 
 
 def _position_terms(q: Tensor, rows_h: Tensor, rows_w: Tensor) -> tuple[Tensor, Tensor]:
-    """``q . Rh`` and ``q . Rw``, each ``[B, heads, h, w, S]`` for a query (y, x) and a key's row v or column u."""
+    """`q . Rh` and `q . Rw`, each `[B, heads, h, w, S]` for a query (y, x) and a key's row v or column u."""
     grid = q.unflatten(2, (len(rows_h), len(rows_w)))
     return torch.einsum("bnyxc,yvc->bnyxv", grid, rows_h), torch.einsum("bnyxc,xuc->bnyxu", grid, rows_w)
 
@@ -93,8 +93,8 @@ class _BiasedAttention(torch.autograd.Function):
     """Attention with an additive bias that is made, used and dropped part by part, forwards and backwards.
 
     With P the weights, dP = dO V^T and dL the gradient of the logits:
-    ``dL = P * (dP - rowsum(P * dP))``, ``dV = P^T dO``, ``dK = scale dL^T Q``,
-    ``dQ = scale dL K + (dL summed over u) Rh + (dL summed over v) Rw``.
+    `dL = P * (dP - rowsum(P * dP))`, `dV = P^T dO`, `dK = scale dL^T Q`,
+    `dQ = scale dL K + (dL summed over u) Rh + (dL summed over v) Rw`.
     """
 
     @staticmethod
@@ -144,7 +144,7 @@ def _parts(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _bias(q: Tensor, rows_h: Tensor, rows_w: Tensor) -> Tensor:
-    """``[B, heads, h * w, S * S]``."""
+    """`[B, heads, h * w, S * S]`."""
     rel_h, rel_w = (t.contiguous() for t in _position_terms(q, rows_h, rows_w))
     return (rel_h[..., :, None] + rel_w[..., None, :]).flatten(4, 5).flatten(2, 3)
 

@@ -20,7 +20,7 @@ from samora_monai.strict import StrictlyLoaded
 
 
 def resize_image(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """``[B, C, H, W]`` -> ``[B, C, *size]``, bilinear, antialiased where it shrinks."""
+    """`[B, C, H, W]` -> `[B, C, *size]`, bilinear, antialiased where it shrinks."""
     if x.shape[-2:] == size:
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
@@ -69,7 +69,7 @@ class Segmenter(StrictlyLoaded):
 
     @property
     def decoder(self) -> str:
-        """``"sam"`` or ``"hierarchical"``."""
+        """`"sam"` or `"hierarchical"`."""
         return DECODERS[self.mask_decoder2 is not None]
 
     def describe(self) -> str:
@@ -91,12 +91,12 @@ class Segmenter(StrictlyLoaded):
         """Prompt-free segmentation.
 
         Args:
-            x: ``[B, in_channels, H, W]``, any H and W, values in [0, 1].
-            label: ``[B, 1, h, w]`` class numbers; only class-balanced attention wants them, and only in training.
+            x: `[B, in_channels, H, W]`, any H and W, values in [0, 1].
+            label: `[B, 1, h, w]` class numbers; only class-balanced attention wants them, and only in training.
 
         Returns:
-            logits ``[B, num_classes, H, W]`` in evaluation. In training each decoder's at its own resolution, on which
-            its loss is defined: ``[B, num_classes, S/4, S/4]`` of SAM's; a list of these and ``[B, num_classes, S, S]``
+            logits `[B, num_classes, H, W]` in evaluation. In training each decoder's at its own resolution, on which
+            its loss is defined: `[B, num_classes, S/4, S/4]` of SAM's; a list of these and `[B, num_classes, S, S]`
             of the hierarchical one.
         """
         stages = self.stage_logits(x, label)
@@ -109,7 +109,7 @@ class Segmenter(StrictlyLoaded):
         return masks[0] if len(masks) == 1 else (masks[0] + masks[1]) / 2
 
     def stage_logits(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Logits of each decoder: ``[B, num_classes, S/4, S/4]`` and, of a second one, ``[B, num_classes, S, S]``."""
+        """Logits of each decoder: `[B, num_classes, S/4, S/4]` and, of a second one, `[B, num_classes, S, S]`."""
         sparse, dense = self.prompt_encoder()
         pe = self.prompt_encoder.get_dense_pe()
         embedding = self.image_encoder(self.preprocess(x))
@@ -119,11 +119,11 @@ class Segmenter(StrictlyLoaded):
         return first.masks, self.mask_decoder2.predict_masks(embedding, pe, dense, first, label)[0]
 
     def low_res_logits(self, x: Tensor) -> Tensor:
-        """``[B, in_channels, H, W]`` in [0, 1] -> ``[B, num_classes, S/4, S/4]``, of the first decoder."""
+        """`[B, in_channels, H, W]` in [0, 1] -> `[B, num_classes, S/4, S/4]`, of the first decoder."""
         return self.stage_logits(x)[0]
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """``[B, in_channels, H, W]`` in [0, 1] -> the encoder's input ``[B, 3, S, S]``."""
+        """`[B, in_channels, H, W]` in [0, 1] -> the encoder's input `[B, 3, S, S]`."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise InputError(f"expected images [B, {self.in_channels}, H, W], got {list(x.shape)}")
         x = convert_to_tensor(x, track_meta=False)  # the metadata of a MONAI tensor would slow down every operation
@@ -134,15 +134,15 @@ class Segmenter(StrictlyLoaded):
         """Promptable segmentation, as `Sam.forward` of segment-anything.
 
         Args:
-            records: for each image a dict with ``image`` ``[3 or 1, h, w]`` in [0, 1], its longer side already S (the
-                rest is padded with zeros at the bottom and right); ``original_size`` (H, W), by default (h, w);
-                and any of ``point_coords`` ``[n, p, 2]`` with ``point_labels`` ``[n, p]``, ``boxes`` ``[n, 4]``,
-                ``mask_inputs`` ``[n, 1, S/4, S/4]``, in pixels of `image`.
+            records: for each image a dict with `image` `[3 or 1, h, w]` in [0, 1], its longer side already S (the
+                rest is padded with zeros at the bottom and right); `original_size` (H, W), by default (h, w);
+                and any of `point_coords` `[n, p, 2]` with `point_labels` `[n, p]`, `boxes` `[n, 4]`,
+                `mask_inputs` `[n, 1, S/4, S/4]`, in pixels of `image`.
             multimask_output: mask tokens 1 and up instead of token 0.
 
         Returns:
-            for each image ``mask_logits`` ``[n, T, H, W]`` (a mask is where they exceed 0), ``iou_predictions``
-            ``[n, T]`` and ``low_res_logits`` ``[n, T, S/4, S/4]``, to be given as the next ``mask_inputs``.
+            for each image `mask_logits` `[n, T, H, W]` (a mask is where they exceed 0), `iou_predictions`
+            `[n, T]` and `low_res_logits` `[n, T, S/4, S/4]`, to be given as the next `mask_inputs`.
 
         Raises:
             InputError: the decoder is the hierarchical one, which knows no prompts, or an image is too large.

@@ -20,12 +20,12 @@ _DECODER_BASE = r"mask_decoder\.transformer\.(?!.*\.expert\.)"
 def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, str]:
     """Regular expressions (to train, never to train) on parameter names.
 
-    - ``"adapters"``: the decoder and the experts; under a fusion HL-Attn instead of the experts, which stay frozen, a
+    - `"adapters"`: the decoder and the experts; under a fusion HL-Attn instead of the experts, which stay frozen, a
       single one too; with experts in the decoder its transformer stays frozen too (SAMed_s);
-    - ``"adapters+experts"``: under a fusion the experts too, beside HL-Attn and the decoder;
-    - ``"experts"``: the encoder's experts alone, for their pretraining;
-    - ``"decoder"``: the decoder alone;
-    - ``"all"``: everything that prompt-free segmentation uses, for training from scratch.
+    - `"adapters+experts"`: under a fusion the experts too, beside HL-Attn and the decoder;
+    - `"experts"`: the encoder's experts alone, for their pretraining;
+    - `"decoder"`: the decoder alone;
+    - `"all"`: everything that prompt-free segmentation uses, for training from scratch.
     """
     names = [name for name, _ in net.named_parameters()]
     frozen = _UNUSED
@@ -48,7 +48,7 @@ def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, st
 
 
 def set_trainable(net: nn.Module, train: str = "adapters") -> list[str]:
-    """Sets ``requires_grad`` of every parameter of `net`; returns the names of those that train.
+    """Sets `requires_grad` of every parameter of `net`; returns the names of those that train.
 
     Raises:
         InputError: `train` is none of the choices of `trainable_patterns`.

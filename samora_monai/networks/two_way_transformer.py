@@ -34,9 +34,9 @@ class TokenAttention(nn.Module):
         self.expert = Expert(dim, inner_dim, rank) if rank else None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None = None) -> Tensor:
-        """q: ``[B or 1, n, dim]``; k, v: ``[B or 1, m, dim]`` -> ``[B, n, dim]``.
+        """q: `[B or 1, n, dim]`; k, v: `[B or 1, m, dim]` -> `[B, n, dim]`.
 
-        `prior`, ``[B, n, m]``, multiplies the attention's weights after their softmax; they are not normalised again.
+        `prior`, `[B, n, m]`, multiplies the attention's weights after their softmax; they are not normalised again.
         """
         query, value = self.q_proj(q), self.v_proj(v)
         if self.expert is not None:
@@ -110,7 +110,7 @@ class TwoWayTransformer(nn.Module):
         dim, num_heads, mlp_dim: width of the tokens, heads of every attention, width of the MLPs.
         rank: rank of the experts on every attention's q and v, 0 for none.
         self_attention_first: SAM's order; H-SAM's blocks look at the image first and then at the other tokens.
-        cross_dim: inner width of the blocks' cross-attentions; ``None`` is ``dim / 2``, as in SAM.
+        cross_dim: inner width of the blocks' cross-attentions; `None` is `dim / 2`, as in SAM.
         dropout: on what the tokens take from the image in the blocks.
     """
 
@@ -139,13 +139,13 @@ class TwoWayTransformer(nn.Module):
         """Lets tokens and image exchange.
 
         Args:
-            image_embedding: ``[B, dim, G, G]``.
-            image_pe: ``[1 or B, dim, G, G]``.
-            point_embedding: tokens ``[B or 1, n, dim]``, also their own positional encoding.
-            prior: ``[B, n, G * G]``, what multiplies the weights of the blocks' cross-attentions, both ways.
+            image_embedding: `[B, dim, G, G]`.
+            image_pe: `[1 or B, dim, G, G]`.
+            point_embedding: tokens `[B or 1, n, dim]`, also their own positional encoding.
+            prior: `[B, n, G * G]`, what multiplies the weights of the blocks' cross-attentions, both ways.
 
         Returns:
-            tokens ``[B, n, dim]`` and image tokens ``[B, G * G, dim]``.
+            tokens `[B, n, dim]` and image tokens `[B, G * G, dim]`.
         """
         keys = image_embedding.flatten(2).transpose(1, 2)
         key_pe = image_pe.flatten(2).transpose(1, 2)

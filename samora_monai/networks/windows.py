@@ -19,7 +19,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
 
 
 class Windows:
-    """How a grid of ``size x size`` tokens is cut for attention.
+    """How a grid of `size x size` tokens is cut for attention.
 
     Args:
         size: side of the token grid.
@@ -40,12 +40,12 @@ class Windows:
 
         Args:
             attention: attention of many windows of one shape.
-            q, k, v: ``[B, h, w, C]``.
+            q, k, v: `[B, h, w, C]`.
             num_heads: heads that C is divided into.
-            pad_k, pad_v: key and value of a padded token, ``[C]``.
+            pad_k, pad_v: key and value of a padded token, `[C]`.
 
         Returns:
-            ``[B, h, w, C]``.
+            `[B, h, w, C]`.
         """
         out = q.new_empty(q.shape)
         for area in self.areas:
@@ -64,12 +64,12 @@ class Windows:
 
     @staticmethod
     def _split(x: Tensor, rows: int, columns: int, num_heads: int) -> Tensor:
-        """A view of ``[B, h, w, C]`` as ``[B, h / rows, w / columns, num_heads, rows, columns, C / num_heads]``."""
+        """A view of `[B, h, w, C]` as `[B, h / rows, w / columns, num_heads, rows, columns, C / num_heads]`."""
         x = x.unflatten(3, (num_heads, -1)).unflatten(2, (-1, columns)).unflatten(1, (-1, rows))
         return x.permute(0, 1, 3, 5, 2, 4, 6)
 
     def _pad(self, x: Tensor, pad: Tensor) -> Tensor:
-        """Fills ``[B, h, w, C]`` at the bottom and right, up to a multiple of the window."""
+        """Fills `[B, h, w, C]` at the bottom and right, up to a multiple of the window."""
         bottom, right = (-n % self.side for n in x.shape[1:3])
         pad = pad.to(x.dtype)  # autocast computes x, not a parameter
         if right:

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_parts
 from samora_monai.errors import InputError
 from samora_monai.networks.segmenter import resize_image
 from samora_monai.pretraining.mae_checkpoint import in_words, of_decoder, sizes, sizes_of
-from samora_monai.pretraining.teacher_files import describe_weights, load_own, read_weights
+from samora_monai.pretraining.teacher_files import describe_weights, load_own
 
 MAE_PRESETS: dict[str, dict[str, int]] = {
     "vit_l": {
@@ -263,9 +263,9 @@ def load_mae(net: MAETeacher, source: Source) -> LoadReport:
     Raises:
         MissingFileError, InputError: no such file; damaged; of another method or system, or of another size.
     """
-    state, name = read_weights(source)
-    if state is None:
-        return load_own(net, source, net.method, net.preset)
+    state, meta, name = parts = read_parts(source, "teacher", foreign=True)
+    if meta:
+        return load_own(net, parts, net.method, net.preset)
     if "cls_token" not in state or "patch_embed.proj.weight" not in state:
         raise InputError(
             f"checkpoint {name} is {describe_weights(state)}; expected an MAE teacher file of ours or the public "

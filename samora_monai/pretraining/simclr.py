@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_parts
 from samora_monai.errors import InputError
 from samora_monai.networks.segmenter import resize_image
 from samora_monai.pretraining.simclr_checkpoint import our_names, sizes_of
-from samora_monai.pretraining.teacher_files import describe_weights, load_own, read_weights
+from samora_monai.pretraining.teacher_files import describe_weights, load_own
 
 SIMCLR_PRESETS: dict[str, dict[str, Any]] = {
     "r50_2x_sk1": {"width": 128, "depths": (3, 4, 6, 3), "image_size": 224},
@@ -239,9 +239,9 @@ def load_simclr(net: SimCLRTeacher, source: Source) -> LoadReport:
     Raises:
         MissingFileError, InputError: no such file; damaged; of another method or system, or of another size.
     """
-    state, name = read_weights(source)
-    if state is None:
-        return load_own(net, source, net.method, net.preset)
+    state, meta, name = parts = read_parts(source, "teacher", foreign=True)
+    if meta:
+        return load_own(net, parts, net.method, net.preset)
     sizes = sizes_of(state)
     if sizes is None:
         raise InputError(

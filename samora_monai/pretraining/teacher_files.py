@@ -17,11 +17,10 @@ from samora_monai import __version__
 from samora_monai.checkpoints.files import (
     FORMAT_VERSION,
     LoadReport,
+    Parts,
     Source,
     check_meta,
     copy_strictly,
-    read_checkpoint,
-    read_parts,
     sha256_of,
     write_checkpoint,
 )
@@ -97,34 +96,9 @@ def load_teacher(net: Teacher, source: str | None) -> LoadReport:
         raise MissingFileError(f"there is no {_METHODS[net.method]} teacher {str(source)!r}, and {how}") from e
 
 
-def read_weights(source: Source) -> tuple[dict[str, Tensor] | None, str]:
-    """Reads somebody else's file flat: ``{"resnet": {"a": ...}}`` gives ``resnet.a``, a ``"model"`` entry its content.
-
-    Returns:
-        tensors, or None for a file that this package wrote (see `load_own`); and the file's name for messages.
-
-    Raises:
-        MissingFileError, InputError: no such file; damaged; it holds something else than tensors.
-    """
-    content, name = read_checkpoint(source)
-    if set(content) == {"state_dict", "meta"}:
-        return None, name
-    if isinstance(content.get("model"), Mapping):
-        content = dict(content["model"])  # a training checkpoint: beside the weights there is an optimiser
-    state: dict[str, Tensor] = {}
-    for key, value in content.items():
-        parts = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {str(key): value}
-        for name_of_part, tensor in parts.items():
-            if not isinstance(tensor, Tensor):
-                kind = type(tensor).__name__
-                raise InputError(f"checkpoint {name} holds a {kind} as {name_of_part!r}; expected tensors only")
-            state[name_of_part.removeprefix("module.")] = tensor
-    return state, name
-
-
-def load_own(net: nn.Module, source: Source, method: str, preset: str) -> LoadReport:
-    """Loads a file of `save_teacher` into a teacher of the same method and preset."""
-    state, meta, name = read_parts(source, "teacher")
+def load_own(net: nn.Module, parts: Parts, method: str, preset: str) -> LoadReport:
+    """Load the parts of a file of `save_teacher` into a teacher of the same method and preset."""
+    state, meta, name = parts
     found = _METHODS.get(meta.get("method", ""), "unknown")
     if meta.get("method") != method:
         raise InputError(f"teacher file {name} is of method {found}; expected one of {_METHODS[method]}")

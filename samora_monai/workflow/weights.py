@@ -45,7 +45,7 @@ def load_teacher(net: Teacher, teacher: str | None) -> LoadReport:
 
 
 def start_teacher(net: Teacher, checkpoint: str | None) -> LoadReport | None:
-    """Loads the weights that a teacher's own pretraining goes on from; ``None`` or ``"none"`` for random ones.
+    """Loads the weights that a teacher's own pretraining goes on from; `None` or `"none"` for random ones.
 
     Raises:
         MissingFileError, InputError: there is no such file; it does not fit.
@@ -64,7 +64,7 @@ def load_pretrained(
     """Loads the base, then what stands on it, and prints what was done.
 
     Args:
-        sam: Meta's checkpoint; ``None`` or ``"none"`` for random weights.
+        sam: Meta's checkpoint; `None` or `"none"` for random weights.
         samed: a LoRA file of SAMed.
         experts: for each level its expert file.
         hsam: a LoRA file of H-SAM, for the hierarchical decoder.

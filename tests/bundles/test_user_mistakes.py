@@ -19,7 +19,7 @@ from samora_monai.networks import build_segmenter
 from tests.bundles.command_line import FAST, Bundle, Finished, files
 from tests.bundles.conftest import Trained
 from tests.bundles.weights import write_expert, write_sam
-from tests.tiny import TINY
+from tests.tiny import TINY, flip_bit
 
 
 def refused(finished: Finished, *words: str) -> None:
@@ -253,12 +253,19 @@ def sam_that_is_none(folder: Path) -> list[str]:
     return ["sam.pth' is damaged or no PyTorch file"]
 
 
+def sam_with_a_flipped_bit(folder: Path) -> list[str]:
+    flip_bit(write_sam(folder / "sam.pth"))
+    return ["sam.pth' is damaged", "does not match its checksum; get it again"]
+
+
 def sam_with_code(folder: Path) -> list[str]:
     torch.save({"image_encoder.pos_embed": Bomb(folder / "touched")}, folder / "sam.pth")
     return ["sam.pth' holds code objects", "expected tensors only"]
 
 
-@pytest.mark.parametrize("spoil", [missing_sam, sam_of_another_encoder, sam_that_is_none, sam_with_code])
+@pytest.mark.parametrize(
+    "spoil", [missing_sam, sam_of_another_encoder, sam_that_is_none, sam_with_a_flipped_bit, sam_with_code]
+)
 def test_wrong_sam(bundle: Bundle, phantoms: Path, tmp_path: Path, spoil: Callable[[Path], list[str]]):
     words = spoil(tmp_path)
     before = files(bundle.root)
@@ -353,6 +360,11 @@ def damaged_model(models: Path) -> list[str]:
     return [f"'{models}/model.pt' is damaged"]
 
 
+def model_with_a_flipped_bit(models: Path) -> list[str]:
+    flip_bit(models / "model.pt")
+    return [f"'{models}/model.pt' is damaged", "does not match its checksum; get it again"]
+
+
 def model_with_code(models: Path) -> list[str]:
     torch.save(Bomb(models / "touched"), models / "model.pt")
     return [f"'{models}/model.pt' holds code objects"]
@@ -391,6 +403,7 @@ def settings_that_are_a_list(models: Path) -> list[str]:
         another_number_of_classes,
         another_network,
         damaged_model,
+        model_with_a_flipped_bit,
         model_with_code,
         damaged_settings,
     ],

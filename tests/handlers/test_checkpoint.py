@@ -19,6 +19,7 @@ from samora_monai.errors import InputError, MissingFileError
 from samora_monai.handlers.checkpoint import LastCheckpoint
 from samora_monai.handlers.epoch_seed import EpochSeed
 from tests.nested import assert_equal
+from tests.tiny import flip_bit
 
 SCRIPT = Path(__file__).with_name("conftest.py")
 
@@ -173,6 +174,10 @@ def test_refuses_files_that_cannot_be_resumed(build, straight, tmp_path):
         run.last.resume()
     path.write_bytes(b"")
     with pytest.raises(InputError, match=r"last\.pt' cannot be read as a checkpoint"):
+        run.last.resume()
+    path.write_bytes(whole)
+    flip_bit(path)
+    with pytest.raises(InputError, match=r"last\.pt' cannot be read as a checkpoint: it is damaged"):
         run.last.resume()
     path.write_bytes(straight.model_file.read_bytes())
     with pytest.raises(InputError, match=r"holds 1.weight, 1.bias, expected .* model, optimizer"):
