@@ -1,10 +1,10 @@
-"""Slices per second that the training data path delivers, and the time of the first reading.
+"""Throughput of the training data path in slices per second, and the time of the first reading.
 
     python -m benchmarks.data [--scans 4 --workers 2]
 
-Synthetic scans of 512 x 512 x 80 (int16, compressed NIfTI) are read by `SliceDataset` at two network sizes; batches of
-32 then pass the random transforms of the bundle `samora_segmentation` and MONAI's `DataLoader`. The workers are
-processes of one thread each. Slices are kept in memory, there in half precision, and in a cache folder.
+`SliceDataset` reads synthetic scans of 512 x 512 x 80 (int16, compressed NIfTI) at two network sizes; batches of 32
+then pass the random transforms of the bundle `samora_segmentation` and MONAI's `DataLoader`. Each worker is a process
+with one thread. Slices are kept in memory, in memory in half precision, or in a cache folder.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose
 from scipy import ndimage
 
+from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.data import LoadUnlabeledd, ScaleUnlabeledd, SliceDataset, find_unlabeled
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "samora_segmentation"
@@ -32,7 +33,7 @@ TARGET = 100  # slices per second
 
 
 def write_scans(folder: Path, count: int) -> None:
-    """Smooth fields with noise over the range of an abdominal CT, which compress about as well as one."""
+    """Write smooth fields with noise in the range of an abdominal CT, which compress about as well as a real one."""
     rng = np.random.default_rng(0)
     for scan in range(count):
         smooth = ndimage.zoom(rng.normal(size=(16, 16, 10)), [n / m for n, m in zip(SHAPE, (16, 16, 10), strict=True)])
@@ -41,18 +42,18 @@ def write_scans(folder: Path, count: int) -> None:
 
 
 def random_transforms() -> Compose:
-    """The augmentation of the bundle's `train.yaml`, for images without a label."""
+    """The random transforms of the bundle's `train.yaml`, for images without a label."""
     train = ConfigParser.load_config_file(BUNDLE / "configs" / "train.yaml")["train"]
     transforms = [transform | {"keys": "image"} for transform in train["random_transforms"]]
     for transform in transforms:
-        if isinstance(transform.get("mode"), list):  # of image and label
+        if isinstance(transform.get("mode"), list):  # one mode for the image, one for the label
             transform["mode"] = transform["mode"][0]
-    config = {"transforms": transforms, "model_settings": {"modality": "CT"}}
+    config = {"transforms": transforms, "model": ModelSettings()}  # CT
     return Compose(ConfigParser(config).get_parsed_content("transforms"))
 
 
 def measure(dataset: SliceDataset, workers: int, seconds: float) -> float:
-    """Slices per second after the workers have started."""
+    """Slices per second once the workers have started."""
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     for _ in loader:
         break
@@ -64,7 +65,7 @@ def measure(dataset: SliceDataset, workers: int, seconds: float) -> float:
 
 
 def processor_time(dataset: SliceDataset) -> float:
-    """Seconds of one core per slice, batches included: what is left of the rate when other programs take none of it."""
+    """Processor seconds per slice, batching included, which depend little on other programs."""
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True)
     start = time.process_time()
     for _ in loader:
@@ -76,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--scans", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=15, help="least duration of each measurement (default 15)")
+    parser.add_argument("--seconds", type=float, default=15, help="minimum duration of each measurement (default 15)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transform = Compose([LoadUnlabeledd(), ScaleUnlabeledd()])

@@ -1,9 +1,9 @@
-"""Both decoders from the same base, same steps, several seeds: mean Dice on the validation scans.
+"""Mean Dice of both decoders on the validation scans, with the same base and steps and several seeds.
 
     python -m benchmarks.decoders DIR [--datalist dataset_4.json --modality MR --num_labeled 4 --epochs 6]
 
-Every cell trains and scores the real bundle in processes of its own, from scratch with the tiny preset, and keeps its
-last epoch. Cells that are in the CSV already are not run again.
+Every cell trains the `tiny` preset from scratch and scores its last epoch, by the real bundle in processes of its own.
+Cells that the CSV holds are not run again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FROM_SCRATCH = "--encoder tiny --sam_checkpoint none --trainable all --batch_siz
 
 
 def measure(settings: list[str], data: list[str], epochs: int, seed: int) -> float:
-    """Mean Dice of one training run, by the bundle's own evaluation."""
+    """The mean Dice of one training, from the bundle's own evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
         shutil.copytree(BUNDLE, bundle)

@@ -1,23 +1,22 @@
-"""Do the teachers and the experts learn? Losses on held-out scans, with and without what was learned.
+"""Whether teachers and experts learn: their losses on held-out scans, before and after training.
 
     python -m benchmarks.experts DIR [--datalist dataset_4.json --modality MR --folder experts --base sam.pth]
 
-Trains both teachers and the three experts by the real bundles, each in a process of its own, with the `tiny` presets,
-and prints a table each. Without --base, the stand-in base of the demo is made first. What is in the folder already is
-not made again, so that a stopped run goes on.
+Trains both teachers and the three experts with the real bundles and the `tiny` presets, each in a process of its own,
+and prints one table for the teachers and one for the experts. Without --base, the stand-in base of the demo is trained
+first. Finished parts in the folder are not trained again, so that the same command continues a stopped run.
 
-Teachers: for each slice of the held-out scans the most similar slice of the training scans is looked up (cosine of
-centred features); the error is the distance of their positions, in percent of a scan's length. Chance is 33 %.
-Experts: the loss on the held-out scans before training and after the first and the last epoch, and the last with the
-expert's deltas off.
+Teachers: each slice of the held-out scans is matched with the most similar slice of the training scans (cosine
+similarity of centred features); the error is the distance of their positions, in percent of a scan's length. Chance is
+33 %. Experts: the loss on the held-out scans before training, after the first and the last epoch, and after the last
+with the expert's deltas off.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,9 @@ import torch.nn.functional as F
 from monai.bundle import ConfigWorkflow, create_workflow
 from torch import Tensor, nn
 
+from benchmarks.fewshot.bundle_process import bundle_command, run_process
 from samora_monai.data import SliceDataset
-from samora_monai.demo import ENVIRONMENT, copy_bundle, make_base
+from samora_monai.demo import copy_bundle, make_base
 from samora_monai.networks import LEVELS
 from samora_monai.pictures.expert import without_experts
 from samora_monai.pretraining import MAETeacher, SimCLRTeacher
@@ -44,23 +44,20 @@ EXPERTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(bundle: Path, workflow: str, config: str, settings: dict[str, Any], log: Path) -> None:
-    """One run of a bundle, unless its log says that it was completed."""
+def run(bundle: Path, workflow: str, configs: list[str], settings: dict[str, Any], log: Path) -> None:
+    """Run a bundle, unless its log shows that a run was completed."""
     if log.exists() and "100.0%" in log.read_text():
         return
-    words = [sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", str(bundle / "configs" / config)]
-    for key, value in {"bundle_root": bundle, **settings}.items():
-        words += [f"--{key}", str(value)]
-    print("$", *words[1:], flush=True)
-    with open(log, "w") as file:
-        subprocess.run(words, check=True, stdout=file, env=ENVIRONMENT)
+    log.unlink(missing_ok=True)  # of a run that was stopped
+    print(f"{workflow} in {bundle}, see {log}", flush=True)
+    run_process(bundle_command(bundle, workflow, configs, settings), log, os.cpu_count() or 1)
 
 
 def open_workflow(bundle: Path, config: str, settings: dict[str, Any]) -> ConfigWorkflow:
-    """The workflow of a run, in this process and with its data, nothing trained."""
+    """Set up the workflow of a run in this process, with its data and initial weights."""
     file = str(bundle / "configs" / config)
     strings = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-    strings["validate::handlers"] = []  # they would write files
+    strings["validate::handlers"] = []  # the handlers write files
     workflow = create_workflow(
         config_file=file, workflow_type="train", logging_file=False, bundle_root=str(bundle), **strings
     )
@@ -70,7 +67,7 @@ def open_workflow(bundle: Path, config: str, settings: dict[str, Any]) -> Config
 
 @torch.no_grad()
 def position_error(teacher: nn.Module, workflow: ConfigWorkflow) -> float:
-    """Distance, in percent of a scan, from held-out slices to those training slices that the teacher finds nearest."""
+    """Mean distance, in percent of a scan, of held-out slices from their nearest training slices by the teacher."""
     scans = workflow.parser.get_parsed_content("scans")
     transform = workflow.parser.get_parsed_content("train::preprocessing")
 
@@ -93,6 +90,7 @@ def position_error(teacher: nn.Module, workflow: ConfigWorkflow) -> float:
 
 
 def held_out_loss(workflow: ConfigWorkflow) -> float:
+    """The loss on the held-out scans with the present weights."""
     evaluator = workflow.parser.get_parsed_content("validate::evaluator")
     evaluator.run()
     return float(evaluator.state.metrics["val_loss"])
@@ -120,14 +118,9 @@ def main() -> None:
         bundle = copy_bundle(f"samora_{level}_expert", folder / level)
         settings = data | EXPERT | EXPERTS[level] | {"sam_checkpoint": base.absolute()}
         if level != "pixel":
-            run(
-                bundle,
-                "teacher",
-                "teacher.yaml",
-                data | {"teacher_network": "tiny"} | TEACHERS[level],
-                folder / f"{level}_teacher.log",
-            )
-        run(bundle, "training", "train.yaml", settings, folder / f"{level}.log")
+            teaching = data | {"teacher_network": "tiny"} | TEACHERS[level]
+            run(bundle, "teacher", ["train.yaml", "teacher.yaml"], teaching, folder / f"{level}_teacher.log")
+        run(bundle, "training", ["train.yaml"], settings, folder / f"{level}.log")
         losses = [float(x) for x in re.findall(r"^validation loss (\S+)", (folder / f"{level}.log").read_text(), re.M)]
 
         workflow = open_workflow(bundle, "train.yaml", settings)

@@ -1,16 +1,15 @@
-"""Inference over a folder of scans by the real bundle: seconds for each scan, and peak memory.
+"""Inference over a folder of scans by the real bundle: seconds per scan, and peak memory.
 
     python -m benchmarks.folder [--encoder vit_b --image_sizes 224 512 --slices 100 --scans 1 3]
 
-Each network is run by the command that the README shows, in a process of its own, over two folders of scans. The
-difference between the two is what a scan costs, without the start; the memory of both tells whether it grows with the
-folder. The weights are random: they change neither.
+The command of the README runs each network over two folders of scans, in a process of its own. The difference in time
+is the cost of a scan without the start; the difference in memory shows whether it grows with the folder. The weights
+are random, which changes neither.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,37 +19,35 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import torch
-from samora_monai.checkpoints.settings import write_settings
 
+from samora_monai.checkpoints.files import write_checkpoint
+from samora_monai.checkpoints.model_settings import ModelSettings, write_model_settings
 from samora_monai.networks import LEVELS, build_segmenter
 
 CONFIG = Path(__file__).parents[1] / "bundles" / "samora_segmentation" / "configs" / "inference.json"
 SYSTEMS = {
-    "SAMed": {"experts": ["task"], "fusion": None},
+    "SAMed": {"experts": ["task"]},
     "SAMora": {"experts": list(LEVELS), "fusion": "attention"},
 }
 
 
-def write_scans(folder: Path, number: int, slices: int) -> None:
-    """`number` CT scans of 512 x 512 x `slices` voxels, noise in HU."""
+def write_scans(folder: Path, number: int, slices: int, side: int = 512) -> None:
+    """Write `number` CT scans of `side` x `side` x `slices` voxels of noise in HU."""
     folder.mkdir()
     for i in range(number):
-        voxels = np.random.default_rng(i).integers(-1000, 1000, (512, 512, slices)).astype(np.int16)
+        voxels = np.random.default_rng(i).integers(-1000, 1000, (side, side, slices)).astype(np.int16)
         nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-0.8, -0.8, 3, 1])), folder / f"scan_{i:03}.nii.gz")
 
 
 def write_model(file: Path, encoder: str, image_size: int, system: str) -> None:
-    """A model file as training writes it."""
-    network = {"encoder": encoder, "image_size": image_size, **SYSTEMS[system]}
-    torch.save(build_segmenter(**network, num_classes=9).state_dict(), file)
-    defaults = json.loads(CONFIG.read_text())["trained"]
-    settings = {key: value for key, value in defaults.items() if key not in ("_target_", "checkpoint")}
-    write_settings(file, settings | network)
+    """Write a model with random weights and the default classes, as training does."""
+    settings = ModelSettings().changed(encoder=encoder, image_size=image_size, **SYSTEMS[system])
+    write_checkpoint(build_segmenter(settings.network).state_dict(), file)
+    write_model_settings(file, settings)
 
 
 def segment(model: Path, scans: Path, output_dir: Path, threads: int) -> tuple[float, float]:
-    """Wall seconds of the command, and its peak memory in MB."""
+    """Run the command; wall time in seconds and peak memory in MB."""
     command = [sys.executable, "-m", "monai.bundle", "run", "inference", "--config_file", str(CONFIG)]
     command += ["--checkpoint", str(model), "--dataset_dir", str(scans), "--output_dir", str(output_dir)]
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}

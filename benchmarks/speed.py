@@ -1,13 +1,13 @@
-"""How fast the networks are, against the machine's own matrix product and against each other.
+"""Speed of the networks, relative to the machine's matrix product and to each other.
 
     python -m benchmarks.speed                      # everything
     python -m benchmarks.speed encoder512 bfloat16  # some sections
     python -m benchmarks.speed --volume             # one 512 x 512 x 100 scan from file to file, a minute on a CPU
 
-vit_b with random weights. What is compared takes turns in one process, and a ratio is the median of the turns' ratios,
-for other work on the machine slows both sides; all times are medians. Peak memory is the resident set of a process that
-takes training steps and nothing else (ask for it before other sections: a process counts the memory of the one that
-started it). The exit status is 1 if a target is missed.
+vit_b with random weights. The sides of a comparison take turns in one process, and a ratio is the median of the turns'
+ratios, because other work on the machine slows both sides; all times are medians. Peak memory is the resident set of a
+process that only takes training steps (measure it before other sections: a process inherits the peak of its parent).
+The exit status is 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.losses import SegmentationLoss
 from samora_monai.networks import LEVELS, Segmenter, build_segmenter
 from samora_monai.networks.config import DECODERS
 from samora_monai.networks.rel_pos_attention import relative_rows
 
+MODULE = "benchmarks.speed"
 BUNDLE = Path(__file__).parents[1] / "bundles" / "samora_segmentation"
 Run = Callable[[], object]
 ATTENTION = "samora_monai.networks.image_encoder.rel_pos_attention"
@@ -54,7 +56,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Report:
-    """Prints a line for every measurement and remembers the targets that were missed."""
+    """Print a line per measurement and collect the missed targets."""
 
     missed: list[str] = field(default_factory=list)
 
@@ -62,7 +64,7 @@ class Report:
         print(f"\n{text}\n{'':52}{'seconds':>9}{'ratio':>8}  target", flush=True)
 
     def line(self, name: str, seconds: float | None, ratio: float | None = None, target: str = "") -> None:
-        """`target` reads ``<= 2.2`` or ``>= 0.7`` and holds for `ratio`."""
+        """Print one line; `target` is a bound of `ratio`, e.g. `<= 2.2` or `>= 0.7`."""
         verdict = ""
         if target and ratio is not None:
             sign, bound = target.split()
@@ -76,7 +78,7 @@ class Report:
 
 
 class Times:
-    """Seconds of several runs that took turns, after one turn that does not count."""
+    """Seconds of several runs that take turns, after one turn of warm-up."""
 
     def __init__(self, runs: dict[str, Run], turns: int) -> None:
         self.seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -97,7 +99,7 @@ class Times:
 
 
 def build(system: str, image_size: int, device: str = "cpu") -> Segmenter:
-    """A network whose zero-initialised weights are random too."""
+    """A network with random weights in place of the zero-initialised ones too."""
     torch.manual_seed(0)
     net = build_segmenter("vit_b", image_size=image_size, num_classes=9, **SYSTEMS[system])
     for parameter in net.parameters():
@@ -112,7 +114,7 @@ def encode(net: Segmenter, x: Tensor) -> Tensor:
 
 
 def multiply_adds(run: Run) -> int:
-    """Multiply-adds of `run`, with SAM's attention as SAM writes it."""
+    """Count the multiply-adds of `run`, with attention as in SAM's code."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), patch(ATTENTION, explicit_attention):
         run()
     return counter.get_total_flops() // 2
@@ -121,7 +123,7 @@ def multiply_adds(run: Run) -> int:
 def explicit_attention(
     q: Tensor, k: Tensor, v: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, query_grid: tuple[int, int]
 ) -> Tensor:
-    """What `rel_pos_attention` replaces: SAM's softmax over an N x N matrix of logits."""
+    """The form that `rel_pos_attention` replaces: SAM's softmax over an N x N matrix of logits."""
     size = int(k.shape[2] ** 0.5)
     grid = q.unflatten(2, query_grid)
     rel_h = torch.einsum("bnyxc,ykc->bnyxk", grid, relative_rows(rel_pos_h, size)[: query_grid[0]])
@@ -137,7 +139,7 @@ def product(size: int, dtype: torch.dtype, device: str = "cpu") -> Run:
 
 
 def training_step(net: Segmenter, x: Tensor) -> tuple[Run, Run]:
-    """The forward pass with gradients recorded, and the whole step it belongs to."""
+    """A forward pass that records gradients, and the whole training step."""
     net.train()
     loss = SegmentationLoss()
     label = torch.randint(0, 9, (len(x), 1, *x.shape[2:]), device=x.device).float()
@@ -152,7 +154,7 @@ def training_step(net: Segmenter, x: Tensor) -> tuple[Run, Run]:
 
 
 def machine(report: Report, turns: int) -> None:
-    report.title("machine and plain encoder, 224, batch 4; the ratio is the part of the matrix product's rate")
+    report.title("machine and plain encoder, 224, batch 4; the ratio is to the matrix product's rate")
     net, x = build("plain encoder", 224), torch.rand(4, 3, 224, 224)
     size, work = 2048, multiply_adds(partial(encode, net, x))
     times = Times({"product": product(size, torch.float32), "encoder": partial(encode, net, x)}, 2 * turns)
@@ -171,7 +173,7 @@ def encoders(report: Report, turns: int, image_size: int, batch: int, targets: d
 
 
 def decoders(report: Report, turns: int) -> None:
-    """What H-SAM's second stage costs."""
+    """Measure the cost of H-SAM's second stage."""
     for image_size, batch, target in ((224, 4, "<= 1.35"), (512, 1, "<= 1.25")):
         report.title(f"SAMed and H-SAM, forward, {image_size}, batch {batch}; the ratio is to SAM's decoder alone")
         x = torch.rand(batch, 1, image_size, image_size)
@@ -187,7 +189,7 @@ def decoders(report: Report, turns: int) -> None:
 
 
 def explicit(report: Report, turns: int) -> None:
-    report.title("encoder, 512, batch 1; the ratio is to the same with explicit softmax")
+    report.title("encoder, 512, batch 1; the ratio is explicit softmax to ours")
     x = torch.rand(1, 3, 512, 512)
     for name, target in (("plain encoder", ">= 1.15"), ("three experts, HL-Attn D/4", "")):
         net = build(name, 512)
@@ -197,13 +199,13 @@ def explicit(report: Report, turns: int) -> None:
 
 
 def training(report: Report, turns: int) -> None:
-    report.title("training step, 224, batch 4; the ratio is to its own forward pass with gradients recorded")
+    report.title("training step, 224, batch 4; the ratio is to its forward pass with gradients recorded")
     x = torch.rand(4, 1, 224, 224)
     for name, target in (("one expert", "<= 1.8"), ("three experts, HL-Attn", "<= 2.4")):
         forward, step = training_step(build(name, 224), x)
         counted = multiply_adds(step) / multiply_adds(forward)
         times = Times({"inference": torch.no_grad()(forward), "forward": forward, "step": step}, turns)
-        report.line(f"{name}: forward, nothing recorded", times["inference"])
+        report.line(f"{name}: forward, no gradients recorded", times["inference"])
         report.line(f"{name}: forward", times["forward"])
         report.line(f"{name}: step", times["step"], times.ratio("step", "forward"), target)
         report.line(f"{name}: the same, counted in multiply-adds", None, counted)
@@ -217,7 +219,7 @@ def memory(report: Report, _: int) -> None:
 
 def peak_memory(system: str) -> float:
     """Peak resident memory, in GB, of a process that takes three training steps."""
-    command = [sys.executable, __file__, "--memory", system, "--threads", str(torch.get_num_threads())]
+    command = [sys.executable, "-m", MODULE, "--memory", system, "--threads", str(torch.get_num_threads())]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -233,7 +235,7 @@ def own_peak_memory() -> float:
 
 
 def bfloat16(report: Report, turns: int) -> None:
-    report.title("encoder under bfloat16 autocast, 224, batch 4; the ratio is how much faster than float32")
+    report.title("encoder under bfloat16 autocast, 224, batch 4; the ratio is the speed relative to float32")
     x = torch.rand(4, 3, 224, 224)
     for name in ("plain encoder", "three experts, HL-Attn"):
         run = partial(encode, build(name, 224), x)
@@ -242,7 +244,7 @@ def bfloat16(report: Report, turns: int) -> None:
 
 
 def gpu(report: Report, turns: int) -> None:
-    report.title("GPU, bfloat16 and torch.compile; the ratio is the part of the bfloat16 matrix product's rate")
+    report.title("GPU, bfloat16 and torch.compile; the ratio is to the bfloat16 matrix product's rate")
     if not torch.cuda.is_available():
         print("not run: no GPU here")
         return
@@ -261,7 +263,7 @@ def gpu(report: Report, turns: int) -> None:
 
 
 class Stopwatch:
-    """Calls a network without gradients and adds up its seconds."""
+    """Call a network without gradients and add up its seconds."""
 
     def __init__(self, net: Segmenter) -> None:
         self.net = net
@@ -278,14 +280,13 @@ class Stopwatch:
 
 
 def volume(report: Report, slices: int) -> None:
-    """The inference bundle's own transforms and inferer, from file to file."""
-    report.title(f"SAMed, input 224, a scan of 512 x 512 x {slices} from file to file; the ratio is the share of all")
+    """Measure a scan from file to file, with the transforms and the inferer of the bundle's `inference.json`."""
+    report.title(f"SAMed, input 224, a scan of 512 x 512 x {slices} from file to file; the ratio is to the total")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = Stopwatch(build("one expert", 224, str(device)).eval())
     config = ConfigParser()
     config.read_config(BUNDLE / "configs" / "inference.json")
-    for key in ("_target_", "checkpoint"):  # random weights have no file
-        del config["trained"][key]
+    config["model"] = ModelSettings()  # random weights have no file
     with tempfile.TemporaryDirectory() as folder:
         scan = Path(folder) / "scan.nii.gz"
         voxels = np.random.default_rng(0).integers(-1000, 1000, (512, 512, slices)).astype(np.int16)
@@ -344,7 +345,7 @@ def main() -> int:
     parser.add_argument(
         "--volume", metavar="SLICES", type=int, nargs="?", const=100, help="a scan (100 slices) instead"
     )
-    parser.add_argument("--memory", metavar="SYSTEM", help="print the peak memory of a training step and leave")
+    parser.add_argument("--memory", metavar="SYSTEM", help="only print the peak memory of a training step")
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
@@ -352,9 +353,9 @@ def main() -> int:
     if args.memory:
         print_peak_memory(args.memory)
         return 0
-    if not args.sections and not args.volume:  # each in a fresh process: what an allocator has seen changes its speed
+    if not args.sections and not args.volume:  # each in a fresh process: the history of an allocator changes its speed
         options = ["--turns", str(args.turns), "--threads", str(args.threads)]
-        return max(subprocess.run([sys.executable, __file__, name, *options]).returncode for name in SECTIONS)
+        return max(subprocess.run([sys.executable, "-m", MODULE, name, *options]).returncode for name in SECTIONS)
     report = Report()
     if args.volume:
         volume(report, args.volume)

@@ -88,7 +88,7 @@ def load_pretrained(
     if hsam is not None:
         reports.append(load_hsam(net, hsam))
     given = {level: path for level, path in (experts or {}).items() if path is not None}
-    wanted = net.image_encoder.experts
+    wanted = net.image_encoder.experts if isinstance(net, Segmenter) else ()  # an overlay may name another network
     if missing := [level for level in wanted if level in LEVELS and level not in given]:
         raise InputError(
             f"the network has the experts {wanted} but {missing[0]!r} has no file; give --{missing[0]}_expert FILE, "
