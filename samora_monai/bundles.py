@@ -19,4 +19,6 @@ def bundle_path(name: str) -> Path:
         if (folder / name / "configs" / "metadata.json").is_file():
             return folder / name
     found = sorted({path.parts[-3] for folder in _FOLDERS for path in folder.glob("*/configs/metadata.json")})
-    raise MissingFileError(f"no bundle {name!r}; choose one of {', '.join(found) or 'none: install samora_monai again'}")
+    raise MissingFileError(
+        f"no bundle {name!r}; choose one of {', '.join(found) or 'none: install samora_monai again'}"
+    )
