@@ -1,7 +1,7 @@
 """A user's mistake as one line on stderr instead of MONAI's nested tracebacks.
 
 MONAI raises a RuntimeError for each level of a config (`... from error`), Ignite and MONAI's handlers log the exception
-too, and a data loader's worker hands over its traceback as text. In all of them the InputError is found again.
+too, and a data loader's worker passes its traceback on as text. The InputError is found behind all of them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ from typing import Any
 
 from samora_monai.errors import user_message
 
+# The loggers of MONAI's engines, which Ignite names after the class; MONAI's StatsHandler logs through them too
+ENGINE_LOGGERS = tuple(f"ignite.engine.engine.{engine}" for engine in ("SupervisedTrainer", "SupervisedEvaluator"))
+
 
 def install_error_hook() -> None:
-    """From now on an uncaught exception with an InputError behind it is printed as `error: <its line>`.
+    """Print an uncaught exception with an InputError behind it as `error: <its line>` from now on.
 
-    The exit code stays 1, and every other exception keeps its traceback. Error records that are logged while such an
-    exception is handled reach no log handler. Calling it again changes nothing.
+    The exit code stays 1, and every other exception keeps its traceback. Error records that an engine logs while such
+    an exception is handled are dropped. A second call changes nothing.
     """
     if not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook(sys.excepthook)
-        logging.setLogRecordFactory(_RecordFactory(logging.getLogRecordFactory()))
+    for name in ENGINE_LOGGERS:  # the engines log the exception before it reaches the hook
+        logging.getLogger(name).addFilter(is_no_mistake)
 
 
 class _Hook:
@@ -39,18 +43,7 @@ class _Hook:
             print(f"error: {message}", file=sys.stderr, flush=True)
 
 
-class _RecordFactory:
-    """Puts the records about a user's mistake below every handler's level.
-
-    A factory, because MONAI's handlers log through loggers with their own handlers, which are made after the start.
-    """
-
-    def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
-        self.make = make
-
-    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = self.make(*args, **kwargs)
-        # the exception is looked up, since Ignite logs "run is terminating due to exception" without exc_info
-        if record.levelno >= logging.ERROR and user_message(sys.exc_info()[1]) is not None:
-            record.levelno = logging.NOTSET - 1
-        return record
+def is_no_mistake(record: logging.LogRecord) -> bool:
+    """Logging filter that drops error records while an InputError is handled."""
+    # the exception is looked up, since Ignite logs "run is terminating due to exception" without exc_info
+    return record.levelno < logging.ERROR or user_message(sys.exc_info()[1]) is None

@@ -1,4 +1,4 @@
-"""Settings on the command line that no config knows: `--epoch 1` for `--epochs 1`.
+"""Checks of the settings on the command line: `--epoch 1` for `--epochs 1`.
 
 `python -m monai.bundle run` accepts any `--id value` and adds an unknown one to the config, where nothing reads it.
 """
@@ -6,79 +6,112 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from pydoc import locate
+from typing import Any
 
-from fire.parser import DefaultParseValue
-from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
+from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ConfigWorkflow, create_workflow, run
+from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
 from samora_monai.errors import InputError
 
-SEPARATOR = "::"
-# what `monai.bundle run` itself understands
+logger = logging.getLogger(__name__)
+
+SEPARATOR = ReferenceResolver.sep
+# the settings of `monai.bundle run` itself
 RUN_ARGUMENTS = {name for call in (run, create_workflow, ConfigWorkflow) for name in inspect.signature(call).parameters}
+# the ids that it evaluates
+ROOTS = {"run_id": "run", "init_id": "initialize", "final_id": "finalize"}
 
 
 def check_overrides() -> None:
     """Check the settings that this process was started with against its config files.
 
-    Does nothing unless the process is `python -m monai.bundle run ...`. An id must exist; below a component or a list
-    only its parent must, since a component takes arguments that the config leaves out.
+    Does nothing unless the process is `python -m monai.bundle run ...`. An id must exist; below a component or a list,
+    only its parent must exist, and the component must accept the argument. Settings that the workflow does not use are
+    logged.
 
     Raises:
-        InputError: naming the unknown setting and the nearest known one.
+        InputError: a setting is unknown, or its value has the wrong type; names the nearest known setting.
     """
     if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2] != ["run"]:
         return
-    given = parse_flags(sys.argv[2:])
+    given = given_settings(sys.argv[2:])
     if given.get("args_file") is not None:
         given = {**ConfigParser.load_config_file(given["args_file"]), **given}
     if given.get("config_file") is None:
         return
     files = ensure_tuple(given["config_file"])
-    config = ConfigParser.load_config_files(files)
-    config |= _tracking_settings(given.get("tracking"))
+    tracking = _tracking_settings(given.get("tracking"))
+    config = ConfigParser.load_config_files(files) | tracking
     where = ", ".join(map(str, files))
-    for key, value in given.items():
-        name = key.replace("#", SEPARATOR)
-        if name not in RUN_ARGUMENTS:
-            _check(name, config, where)
-            _check_spelling(name, value)
-            _check_number(name, value, config)
+    settings = {ReferenceResolver.normalize_id(key): value for key, value in given.items()}
+    settings = {name: value for name, value in settings.items() if name not in RUN_ARGUMENTS}
+    for name, value in settings.items():
+        _check_id(name, config, where)
+        _check_spelling(name, value)
+        _check_number(name, value, config)
+    ids = [given.get(key, default) for key, default in ROOTS.items()]
+    # a bundle's commands always name bundle_root; MONAI's tracking refers to its own settings
+    silent = {"bundle_root", ConfigParser.meta_key, *tracking}
+    settings = {name: value for name, value in settings.items() if name.split(SEPARATOR)[0] not in silent}
+    if os.environ.get("RANK", "0") == "0":
+        for name in settings_without_effect(config, settings, ids):
+            logger.warning(f"--{name} has no effect in '{ids[0]}'")
 
 
-def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
-    """The `--key value`, `--key=value` and `--flag` among a command's arguments, with values read as fire reads them.
+def given_settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """Read the arguments of `monai.bundle run` with fire, as MONAI does."""
+    import fire  # 0.1 s that only a bundle's command needs
 
-    Positional arguments are passed over; `--noflag` is `flag: False`, as in fire. What follows a lone `--` is fire's.
+    given: dict[str, Any] = {}
+
+    @functools.wraps(run)  # so that fire sees the same parameters
+    def record(*args: Any, **kwargs: Any) -> None:
+        bound = inspect.signature(run).bind(*args, **kwargs).arguments
+        given.update(bound.pop("override", {}))
+        given.update({name: value for name, value in bound.items() if value is not None})
+
+    own = fire.parser.SeparateFlagArgs(list(arguments))[0]  # without what follows `--`, e.g. `-- --trace`
+    fire.Fire(record, command=own, serialize=lambda _: None)
+    return given
+
+
+def settings_without_effect(config: dict[str, Any], settings: dict[str, Any], ids: Collection[str]) -> list[str]:
+    """Return the settings that none of the references which start at `ids` lead to.
+
+    Args:
+        config: the content of the config files.
+        settings: overrides of the config.
+        ids: where evaluation starts, e.g. `("training", "initialize", "finalize")`.
     """
-    if "--" in arguments:
-        arguments = arguments[: arguments.index("--")]
-    flags: dict[str, Any] = {}
-    for i, argument in enumerate(arguments):
-        if not _is_flag(argument):
-            continue
-        key, equals, value = argument.lstrip("-").partition("=")
-        key = key.replace("-", "_")
-        if equals:
-            flags[key] = DefaultParseValue(value)
-        elif i + 1 < len(arguments) and not _is_flag(arguments[i + 1]):
-            flags[key] = DefaultParseValue(arguments[i + 1])
-        elif key.startswith("no"):
-            flags[key[2:]] = False
-        else:
-            flags[key] = True
-    return flags
+    parser = ConfigParser(deepcopy(config))
+    parser.update(settings)
+    macros = [value[1:] for id in _ids(parser.config) if (value := str(parser[id])).startswith("%")]
+    parser.resolve_macro_and_relative_ids()
+    reached, waiting = set(), [*ids, *map(ReferenceResolver.normalize_id, macros)]
+    while waiting:
+        id = waiting.pop()
+        if id in parser and id not in reached:
+            reached.add(id)
+            waiting += ReferenceResolver.find_refs_in_config(parser[id], id)
+    return [name for name in settings if not any(_overlap(name, id) for id in reached)]
 
 
-def _is_flag(argument: str) -> bool:
-    return argument.startswith("--") or (argument.startswith("-") and argument[1:2].isalpha())
+def _overlap(one: str, other: str) -> bool:
+    # whether one id is the other, or is within it
+    a, b = one.split(SEPARATOR), other.split(SEPARATOR)
+    return all(x == y for x, y in zip(a, b, strict=False))
 
 
 def _tracking_settings(tracking: Any) -> dict[str, Any]:
@@ -103,27 +136,46 @@ def require_mlflow() -> None:
         raise InputError("'--tracking mlflow' needs MLflow, which is not installed; pip install 'samora_monai[track]'")
 
 
-def _check(name: str, config: dict[str, Any], where: str) -> None:
+def _check_id(name: str, config: dict[str, Any], where: str) -> None:
     *parents, last = name.split(SEPARATOR)
     if name.startswith(ConfigParser.meta_key):
         return
     node: Any = config
     for depth, part in enumerate(parents, 1):
         if not _has(node, part):
-            _refuse(name, config, where)
+            break
         node = node[part] if isinstance(node, dict) else node[int(part)]
         if not isinstance(node, (dict, list)):
             raise InputError(
                 f"setting '{name}' does not exist in {where}: "
                 f"'{SEPARATOR.join(parents[:depth])}' is the value {node!r}, override that"
             )
-    is_new_argument = bool(parents) and isinstance(node, dict)
-    if not is_new_argument and not _has(node, last):
-        _refuse(name, config, where)
+    else:
+        if _has(node, last):
+            return
+        if parents and isinstance(node, dict):
+            return _check_argument(name, last, node)
+    raise InputError(f"unknown setting '{name}' in {where}{_did_you_mean(name, _ids(config))}")
+
+
+def _check_argument(name: str, argument: str, component: dict[str, Any]) -> None:
+    # an argument that the config leaves out must be one of the component's
+    if not ConfigComponent.is_instantiable(component):
+        return
+    target = ConfigComponent(component, locator=ComponentLocator()).resolve_module_name()
+    call: Any = locate(target) if isinstance(target, str) else target
+    try:
+        parameters = inspect.signature(call).parameters
+    except (TypeError, ValueError):  # an expression, or a class without a signature
+        return
+    known = [*parameters, *ConfigComponent.non_arg_keys]
+    if argument not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        hint = _did_you_mean(argument, known, otherwise=f"it takes {', '.join(parameters)}")
+        raise InputError(f"unknown setting '{name}': {call.__name__} has no argument '{argument}'{hint}")
 
 
 def _check_spelling(name: str, value: Any) -> None:
-    # fire reads Python's literals and nothing else; what it takes for text would be true in any condition
+    # fire reads Python's literals; it takes YAML's for text, which is true in any condition
     python = {"true": "True", "false": "False", "null": "None"}
     text = str(value)
     if text in python and (SEPARATOR in name or text == "null"):
@@ -140,10 +192,9 @@ def _has(node: dict[str, Any] | list[Any], part: str) -> bool:
     return part in node if isinstance(node, dict) else part.isdigit() and int(part) < len(node)
 
 
-def _refuse(name: str, config: dict[str, Any], where: str) -> NoReturn:
-    near = difflib.get_close_matches(name, _ids(config), n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else "; see the top of that file for the settings"
-    raise InputError(f"unknown setting '{name}' in {where}{hint}")
+def _did_you_mean(name: str, known: Sequence[str], otherwise: str = "see the top of that file for the settings") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; {otherwise}"
 
 
 def _ids(node: Any, prefix: str = "") -> list[str]:

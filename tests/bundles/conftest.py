@@ -16,6 +16,7 @@ from monai.bundle import ConfigWorkflow, create_workflow
 from monai.utils import set_determinism
 
 from samora_monai.synthetic.phantoms import write_phantoms
+from samora_monai.workflow.error_hook import ENGINE_LOGGERS, is_no_mistake
 from tests.bundles.command_line import (
     CONFIGS,
     EXPERT_BUNDLES,
@@ -127,7 +128,7 @@ def in_process() -> Iterator[Callable[..., ConfigWorkflow]]:
 
     What the start of a run changes in this process is undone afterwards.
     """
-    before = sys.excepthook, logging.getLogRecordFactory(), logging.getLogger("monai.bundle.scripts").level
+    before = sys.excepthook, logging.getLogger("monai.bundle.scripts").level
     path = list(sys.path)
 
     def build(bundle: Bundle, workflow: str, **settings: Any) -> ConfigWorkflow:
@@ -144,6 +145,7 @@ def in_process() -> Iterator[Callable[..., ConfigWorkflow]]:
     yield build
     sys.path[:] = path
     sys.excepthook = before[0]
-    logging.setLogRecordFactory(before[1])
-    logging.getLogger("monai.bundle.scripts").setLevel(before[2])
+    for name in ENGINE_LOGGERS:
+        logging.getLogger(name).removeFilter(is_no_mistake)
+    logging.getLogger("monai.bundle.scripts").setLevel(before[1])
     set_determinism(seed=None)

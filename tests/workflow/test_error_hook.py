@@ -7,9 +7,13 @@ import sys
 from itertools import pairwise
 
 import pytest
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import StatsHandler
 
 from samora_monai.errors import InputError, MissingFileError, user_message
-from samora_monai.workflow.error_hook import install_error_hook
+from samora_monai.workflow.error_hook import ENGINE_LOGGERS, install_error_hook, is_no_mistake
 
 WORKER_TEXT = """Caught RuntimeError in DataLoader worker process 0.
 Original Traceback (most recent call last):
@@ -51,12 +55,14 @@ def test_leaves_other_errors_alone():
 @pytest.fixture()
 def hook():
     """The error hook, uninstalled afterwards."""
-    before = sys.excepthook, logging.getLogRecordFactory()
+    before = sys.excepthook
     install_error_hook()
     install_error_hook()  # a second call changes nothing
     yield sys.excepthook
-    sys.excepthook = before[0]
-    logging.setLogRecordFactory(before[1])
+    sys.excepthook = before
+    for name in ENGINE_LOGGERS:
+        assert logging.getLogger(name).filters == [is_no_mistake]
+        logging.getLogger(name).removeFilter(is_no_mistake)
 
 
 def test_prints_one_line_or_the_traceback(hook, capsys):
@@ -68,8 +74,9 @@ def test_prints_one_line_or_the_traceback(hook, capsys):
     assert "RuntimeError: a bug" in capsys.readouterr().err
 
 
-def test_log_is_silent_about_a_users_mistake_only(hook, caplog):
-    logger = logging.getLogger("engine")
+@pytest.mark.parametrize("name", ENGINE_LOGGERS)
+def test_log_is_silent_about_a_users_mistake_only(hook, caplog, name):
+    logger = logging.getLogger(name)
     for error in (InputError("mend it"), RuntimeError("a bug")):
         try:
             raise error
@@ -78,4 +85,22 @@ def test_log_is_silent_about_a_users_mistake_only(hook, caplog):
             logger.warning("a warning stays")
         except RuntimeError as caught:
             logger.error("terminating due to %s", caught)
-    assert [r.getMessage() for r in caplog.records if r.levelno >= 0] == ["a warning stays", "terminating due to a bug"]
+    assert caplog.messages == ["a warning stays", "terminating due to a bug"]
+
+
+def test_the_engines_of_monai_log_where_the_filter_is(hook, caplog):
+    """Fails if Ignite names its loggers otherwise; the bundles have no other engines."""
+    arguments = {"device": torch.device("cpu"), "network": torch.nn.Identity()}
+    trainer = SupervisedTrainer(max_epochs=1, train_data_loader=[1], optimizer=None, loss_function=None, **arguments)  # type: ignore[arg-type]
+    engines = [trainer, SupervisedEvaluator(val_data_loader=[1], **arguments)]  # type: ignore[arg-type]
+    assert [engine.logger.name for engine in engines] == list(ENGINE_LOGGERS)
+
+    def fail(engine):
+        raise InputError("mend it")
+
+    for engine in engines:
+        StatsHandler(iteration_log=False).attach(engine)
+        engine.add_event_handler(Events.STARTED, fail)
+        with pytest.raises(InputError, match="mend it"):
+            engine.run()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

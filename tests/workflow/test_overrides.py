@@ -7,17 +7,30 @@ import sys
 import pytest
 
 from samora_monai.errors import InputError
-from samora_monai.settings import flag
-from samora_monai.workflow.overrides import check_overrides, parse_flags
+from samora_monai.workflow.overrides import check_overrides, given_settings
 
 CONFIG = """
+bundle_root: .
 epochs: 100
 batch_size: 8
 intensity_range: null
+seed: 1
+spare: 1
+size: 1
+workers: 0
+part: [1, '@::1', '@::#size']
+copied: '%part'
 train:
-  dataloader: {_target_: DataLoader, batch_size: '@batch_size'}
+  dataset: {_target_: CacheDataset, data: [], num_workers: '@workers'}
+  loss: {_target_: DiceLoss}
+  later: {_target_: $@size}
+  dataloader: {_target_: DataLoader, dataset: '@train::dataset', batch_size: '@batch_size'}
   handlers: [{_target_: StatsHandler}, {_target_: Other}]
-initialize: [$1]
+  trainer: {max_epochs: '@epochs', handlers: '@train::handlers', range: '@intensity_range'}
+initialize: [$str(@seed)]
+training: ['@train::trainer', '@train::dataloader', '@copied', '@run']
+run: [$1]
+cache: ['@train::dataset']
 """
 
 
@@ -27,8 +40,8 @@ def check(tmp_path, monkeypatch):
     config = tmp_path / "train.yaml"
     config.write_text(CONFIG)
 
-    def run(*arguments, program="/x/monai/bundle/__main__.py", command="run"):
-        monkeypatch.setattr(sys, "argv", [program, command, "training", "--config_file", str(config), *arguments])
+    def run(*arguments, program="/x/monai/bundle/__main__.py", command="run", workflow="training"):
+        monkeypatch.setattr(sys, "argv", [program, command, workflow, "--config_file", str(config), *arguments])
         check_overrides()
 
     return run
@@ -62,8 +75,8 @@ def test_accepts(check, arguments, monkeypatch):
         (["--epoch", "1"], "unknown setting 'epoch' in .*train.yaml; did you mean 'epochs'"),
         (["--batchsize=4"], "'batchsize' .* did you mean 'batch_size'"),
         (
-            ["--train::dataloder::num_workers", "2"],
-            "'train::dataloder::num_workers' .* did you mean 'train::dataloader",
+            ["--train::dataloder::batch_size", "2"],
+            "'train::dataloder::batch_size' .* did you mean 'train::dataloader",
         ),
         (["--train::handlers::-1", "null"], "unknown setting 'train::handlers::_1'"),  # as fire passes it on
         (["--train::handlers::2", "null"], "unknown setting 'train::handlers::2'"),
@@ -98,22 +111,73 @@ def test_is_silent_elsewhere(check):
     check("--epoch", "1", command="verify_metadata")
 
 
-def test_flags_as_fire_reads_them():
-    arguments = ["training", "--a", "1", "--b=x", "--c", "-3", "--noamp", "--d", "--e", "[1, 'y']"]
-    assert parse_flags(arguments) == {"a": 1, "b": "x", "c": -3, "amp": False, "d": True, "e": [1, "y"]}
+def test_settings_are_read_as_fire_reads_them():
+    arguments = ["training", "--a", "1", "--b=x", "--c", "-3", "--noamp", "--d", "--e", "[1, 'y']", "--a-b", "2"]
+    want = {"run_id": "training", "a": 1, "b": "x", "c": -3, "amp": False, "d": True, "e": [1, "y"], "a_b": 2}
+    assert given_settings(arguments) == want
 
 
-@pytest.mark.parametrize(("value", "expected"), [(True, True), (False, False), ("true", True), ("False", False)])
-def test_flag(value, expected):
-    assert flag(value) is expected
-
-
-def test_flag_refuses_anything_else():
-    with pytest.raises(InputError, match="expected true or false for a switch, got 'maybe'"):
-        flag("maybe")
+def test_reading_settings_prints_and_runs_nothing(capfd):
+    assert given_settings(["training", "setup", "-c", "x.yaml", "--", "--trace"]) == {
+        "run_id": "training",
+        "init_id": "setup",
+    } | {"c": "x.yaml"}
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "null"], ["--train::dataloader::shuffle", "false"]])
 def test_refuses_yaml_literals_that_fire_takes_for_text(check, arguments):
     with pytest.raises(InputError, match="would be read as the text"):
         check(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train::dataset::cache_rat", "1"], "CacheDataset has no argument 'cache_rat'; did you mean 'cache_rate'"),
+        (
+            ["--train::loss::zzz", "x"],
+            "'train::loss::zzz': .*; it takes include_background, to_one",
+        ),
+        (["--train::dataset::_disable_", "True"], "'_disable_'; did you mean '_disabled_'"),
+        (["--train::loss::weights", "1"], "DiceLoss has no argument 'weights'; did you mean 'weight'"),
+    ],
+)
+def test_refuses_an_argument_that_the_component_does_not_have(check, arguments, message):
+    with pytest.raises(InputError, match=message):
+        check(*arguments)
+
+
+def test_accepts_an_argument_that_the_component_has(check):
+    check("--train::dataset::cache_rate", "0.5", "--train::dataset::_disabled_", "True", "--train::loss::batch", "True")
+    check("--train::later::anything", "1")  # which component it is, only the run will show
+
+
+def effects(check, caplog, *arguments, workflow="training"):
+    caplog.clear()
+    check(*arguments, workflow=workflow)
+    return [record.getMessage() for record in caplog.records if record.name == "samora_monai.workflow.overrides"]
+
+
+def test_warns_of_a_setting_that_the_workflow_does_not_use(check, caplog, monkeypatch):
+    nothing = ["--epochs has no effect in 'cache'"]
+    assert effects(check, caplog, "--epochs", "1", "--seed", "2", workflow="cache") == nothing
+    assert effects(check, caplog, "--bundle_root", ".", workflow="cache") == []
+    assert effects(check, caplog, "--epochs", "1", "--seed", "2", "--train::dataset::num_workers", "2") == []
+    monkeypatch.setenv("RANK", "1")  # one process is enough to warn
+    assert effects(check, caplog, "--epochs", "1", workflow="cache") == []
+
+
+def test_effect_of_nested_settings_and_of_macros(check, caplog):
+    assert effects(check, caplog, "--train", "{'trainer': 1}") == []  # it replaces what is referred to
+    assert effects(check, caplog, "--part", "[3]") == []  # through a macro
+    assert effects(check, caplog, "--size", "2") == []  # through a macro and a relative reference, too
+    assert effects(check, caplog, "--train::loss::batch", "True") == [
+        "--train::loss::batch has no effect in 'training'"
+    ]
+    # an override can refer to another, and can end a reference
+    assert effects(check, caplog, "--epochs", "@spare", "--spare", "2") == []
+    assert effects(check, caplog, "--spare", "2") == ["--spare has no effect in 'training'"]
+    assert effects(check, caplog, "--train::dataset::num_workers", "2", "--workers", "3") == [
+        "--workers has no effect in 'training'"
+    ]
