@@ -116,7 +116,7 @@ def test_only_labels_of_this_model_and_scan_are_kept(trained: Trained, scans: Pa
     assert made_again(labels, before) == ["c_seg.nii.gz", "d_seg.nii.gz"]
 
     before = files(labels)
-    finished = infer(trained.bundle, scans, labels, resume="true", window="[-100,240]")
+    finished = infer(trained.bundle, scans, labels, resume="true", **{"model::window": "[-100,240]"})
     assert finished.code == 0 and "finished before" not in finished.out
     assert made_again(labels, before) == LABELS
 
