@@ -1,4 +1,4 @@
-"""Data: cases and scans on disk, unlabelled images, transforms, slices for training, label files, synthetic scans."""
+"""Data: cases and scans on disk, unlabelled images, transforms, slices for training, label files."""
 
 from samora_monai.data.any_image import LoadUnlabeledd, ScaleUnlabeledd
 from samora_monai.data.classes import resolve_class_names

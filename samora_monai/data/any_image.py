@@ -1,7 +1,7 @@
-"""Reading and scaling unlabelled images of any format: MONAI dictionary transforms behind one key.
+"""Reading and scaling unlabelled images of any format: MONAI dictionary transforms.
 
-Volumes and pictures come out with the same axes, so that they can be mixed: RAS where the file states its geometry; a
-picture is taken as radiologists show a slice, its left the patient's right and its top the front.
+Volumes and pictures are returned with the same axes, so that they can be mixed: RAS where the file states its geometry.
+A picture is taken as a slice in radiological display, with the patient's right on its left and the front on top.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from monai.transforms import EnsureChannelFirst, MapTransform, Orientation
 from monai.utils import ImageMetaKey
 from PIL import Image, ImageSequence
 
+from samora_monai.data.modality import SUGGESTED_MODALITY
 from samora_monai.data.scaling import ScanScaling
 from samora_monai.data.transforms import CheckCased, LoadCase, ScaleScand
 from samora_monai.data.unlabeled import format_of
@@ -28,23 +29,23 @@ from samora_monai.errors import InputError, MissingFileError, one_line
 _DEFAULT_SCALING = ScanScaling()
 PICTURES = ("PNG", "JPEG", "TIFF")
 ARRAYS = ("npy", "npz", "HDF5")
-_FORMAT, _STORED = "format", "stored_dtype"  # what the loader tells the scaling, in the metadata
-_PICTURE_AFFINE = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))  # x to the left, y to the back
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue: ITU-R BT.601
+_FORMAT, _STORED = "format", "stored_dtype"  # keys in the metadata, from the loader for the scaling
+_PICTURE_AFFINE = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))  # LPS
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue: ITU-R BT.601
 
 
 class LoadUnlabeledd(MapTransform):
     """Read a file of any of `unlabeled.FORMATS`, or the folder of a DICOM series, as one checked volume.
 
-    NIfTI, MHA, NRRD and DICOM are turned to RAS. PNG, JPEG and TIFF become one slice, a TIFF one for each page; colours
-    become their luminance, transparency is ignored. The arrays of npy, npz and HDF5 have no geometry: their axes stay
-    in order, except that the slice axis goes last.
+    NIfTI, MHA, NRRD and DICOM are reoriented to RAS. PNG and JPEG become one slice, TIFF one slice for each page;
+    colours become their luminance, transparency is ignored. Arrays of npy, npz and HDF5 have no geometry: their axes
+    keep their order, except that the slice axis is moved to the end.
 
     Args:
         keys: keys that hold a path.
-        array_key: name of the array in npz and HDF5 files; one that holds a single array may call it anything.
-        array_slice_axis: the axis of `[X, Y, Z]` arrays that counts slices, 0 to 2 or -3 to -1; default: the one that
-            differs when the other two are equally long, else the shortest, of a cube the last.
+        array_key: name of the array in npz and HDF5 files; ignored if a file holds a single array.
+        array_slice_axis: slice axis of `[X, Y, Z]` arrays, 0 to 2 or -3 to -1; default: the axis that differs when the
+            other two are equally long, else the shortest; the last axis of a cube.
 
     Raises:
         InputError: `array_slice_axis` is out of range.
@@ -69,7 +70,7 @@ class LoadUnlabeledd(MapTransform):
 
         Raises:
             MissingFileError: the file does not exist.
-            InputError: it cannot be read, or is not one volume or picture of finite values.
+            InputError: the file cannot be read, or is not one volume or picture of finite values.
         """
         d = dict(data)
         for key in self.key_iterator(d):
@@ -95,14 +96,15 @@ class LoadUnlabeledd(MapTransform):
 
 
 class ScaleUnlabeledd(MapTransform):
-    """Scale what `LoadUnlabeledd` read to [0, 1].
+    """Scale images of `LoadUnlabeledd` to [0, 1].
 
-    Volumes with units (NIfTI, DICOM, MHA, NRRD): as `ScaleScand`. Pictures: 8 bits are divided by 255, wider integers
-    and floats scaled by their `percentiles`. Arrays (npy, npz, HDF5): kept if they are in [0, 1], else as `ScaleScand`.
+    Volumes with units (NIfTI, DICOM, MHA, NRRD): as `ScaleScand`. Pictures: 8-bit values are divided by 255, wider
+    integers and floats are scaled by `percentiles`. Arrays (npy, npz, HDF5): unchanged if in [0, 1], else as
+    `ScaleScand`.
 
     Args:
         keys: keys of the images.
-        scaling: of the volumes and arrays; its percentiles are those of the pictures too.
+        scaling: scaling of volumes and arrays; pictures use its percentiles.
     """
 
     def __init__(self, keys: KeysCollection, scaling: ScanScaling = _DEFAULT_SCALING) -> None:
@@ -113,7 +115,7 @@ class ScaleUnlabeledd(MapTransform):
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
         """`[1, X, Y, Z]`, values as stored -> the same shape, float32 in [0, 1].
 
-        An image that `LoadUnlabeledd` did not read counts as a volume with units.
+        An image that was not read by `LoadUnlabeledd` is scaled as a volume with units.
         """
         d = dict(data)
         for key in self.key_iterator(d):
@@ -127,29 +129,31 @@ class ScaleUnlabeledd(MapTransform):
             else:
                 scale = self._by_percentiles if kind in PICTURES else self._with_units
                 d[key] = scale({"image": image})["image"]
+            if kind in PICTURES:
+                d[key].meta.pop(SUGGESTED_MODALITY, None)  # the modality has no effect on pictures
         return d
 
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Whatever fails in the body becomes one sentence with the file's name."""
+    """Raise any error of the body as one sentence with the name of the file."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # each format's reader has exception classes of its own
+    except Exception as error:  # the reader of each format has its own exception classes
         raise InputError(f"cannot read '{path}': {one_line(error)}") from error
 
 
 def _volume(array: np.ndarray, stored: np.dtype, affine: torch.Tensor, path: str) -> MetaTensor:
-    """`[X, Y, Z]` -> `[1, X, Y, Z]` with the metadata that the checks and the scaling read."""
+    """`[X, Y, Z]` -> `[1, X, Y, Z]`, with the metadata for checks and scaling."""
     image = torch.from_numpy(np.array(array[None], dtype=np.float32, order="C"))
     return MetaTensor(image, affine=affine, meta={ImageMetaKey.FILENAME_OR_OBJ: path, _STORED: stored.name})
 
 
 def _read_picture(path: str, paged: bool) -> tuple[np.ndarray, np.dtype]:
-    """Grey values `[W, H, pages]`, and the type that they, or their colours, are stored in."""
-    with _reading(path), Image.open(path) as file:  # Pillow fails on truncated files, where ITK pads some with grey
+    """Return grey values `[W, H, pages]`, and the type of the stored values."""
+    with _reading(path), Image.open(path) as file:  # Pillow, because ITK pads some truncated files
         pages = [_pixels(page) for page in (ImageSequence.Iterator(file) if paged else [file])]
     sizes = {page.shape[:2] for page in pages}
     if len(sizes) > 1:
@@ -159,7 +163,7 @@ def _read_picture(path: str, paged: bool) -> tuple[np.ndarray, np.dtype]:
 
 
 def _pixels(page: Image.Image) -> np.ndarray:
-    """`[H, W]` grey or `[H, W, 3 or 4]` red, green, blue (and alpha)."""
+    """Return `[H, W]`, grey, or `[H, W, 3 or 4]`, red, green, blue and alpha."""
     if page.mode in ("1", "LA"):
         return np.asarray(page.convert("L"))
     if len(page.getbands()) > 2 or page.mode in ("P", "PA"):
@@ -168,7 +172,7 @@ def _pixels(page: Image.Image) -> np.ndarray:
 
 
 def _read_array(path: str, kind: str, key: str) -> np.ndarray:
-    """`[X, Y]` or `[X, Y, Z]` of real numbers."""
+    """Return an array `[X, Y]` or `[X, Y, Z]` of real numbers."""
     with _reading(path):
         if kind == "npy":
             with open(path, "rb") as file:
@@ -208,12 +212,12 @@ def _choose(path: str, names: list[str], key: str) -> str:
 
 
 def _slices_last(array: np.ndarray, axis: int | None) -> np.ndarray:
-    """`[X, Y]` -> `[X, Y, 1]`; of `[X, Y, Z]` the slice axis is moved to the end."""
+    """`[X, Y]` -> `[X, Y, 1]`; `[X, Y, Z]` with the slice axis moved to the end."""
     if array.ndim == 2:
         return array[..., None]
     if axis is None:
         shape = array.shape
-        alone = [i for i in range(3) if shape[i - 1] == shape[i - 2] != shape[i]]
-        # the reversed order makes the last axis win between equals
-        axis = alone[0] if alone else min((2, 1, 0), key=shape.__getitem__)
+        odd = [i for i in range(3) if shape[i - 1] == shape[i - 2] != shape[i]]
+        # in reversed order, so that the last of equally long axes is taken
+        axis = odd[0] if odd else min((2, 1, 0), key=shape.__getitem__)
     return np.moveaxis(array, axis, -1)

@@ -1,4 +1,4 @@
-"""The names of the classes: from the settings or from the datalist."""
+"""Names of the classes, from the settings or the datalist."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _REMEDY = "use --num_classes N or --class_names \"['background','liver']\""
 def resolve_class_names(
     cases: Cases, num_classes: int | None = None, class_names: Sequence[str] | None = None
 ) -> tuple[str, ...]:
-    """The name of each class, background first.
+    """Return the name of each class, background first.
 
-    Explicit `class_names` win; then `num_classes`, with the datalist's names if it has that many, else
-    `"background", "class 1", ...`; then the datalist's names.
+    In order of precedence: `class_names`; `num_classes`, with the names of the datalist if it has as many, else
+    `"background", "class 1", ...`; the names of the datalist.
 
     Raises:
-        InputError: nothing states the classes, the two settings contradict each other, or there are not 2 to 256.
+        InputError: nothing names the classes, the two settings contradict each other, or there are not 2 to 256.
     """
     if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, int)):
         raise InputError(f"num_classes must be a whole number, got {num_classes!r}; {_REMEDY}")

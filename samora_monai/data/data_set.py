@@ -1,4 +1,4 @@
-"""A data set that is read when its cases are first asked for."""
+"""A data set that is read on first use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from samora_monai.data.datalist import DEFAULT_DATALIST, Cases, find_cases
 
 
 class DataSet:
-    """The cases of `find_cases`, read when they are first asked for.
+    """The cases of `find_cases`, read on first use.
 
-    A bundle's lists of scans refer to it. Where MONAI Label puts lists of its own in their place, nothing asks for the
-    data set, and a `dataset_dir` that does not exist is no error.
+    The lists of scans in a bundle refer to it. Where MONAI Label replaces these lists, the data set is not used, and a
+    missing `dataset_dir` is no error.
 
     Args:
         dataset_dir, datalist, num_labeled: as in `find_cases`.
@@ -30,10 +30,10 @@ class DataSet:
 
     @cached_property
     def cases(self) -> Cases:
-        """The cases, as `find_cases` returns them."""
+        """The result of `find_cases`."""
         return find_cases(self.dataset_dir, self.datalist, self.num_labeled)
 
     @property
     def is_read(self) -> bool:
-        """Whether anything has asked for the cases."""
+        """Whether the cases have been used."""
         return "cases" in vars(self)

@@ -1,7 +1,8 @@
 """The cases of a data set: from a Decathlon-style datalist, or from folders with the Decathlon's names.
 
-A datalist is JSON with `training`, `validation` and `unlabeled` lists of `{"image": ..., "label": ...}`; its paths are
-relative to the data folder. nnU-Net's `dataset.json`, which has names but no lists, is combined with the folders.
+A datalist is JSON with lists `training`, `validation` and `unlabeled` of `{"image": ..., "label": ...}`; its paths are
+relative to the data folder. nnU-Net's `dataset.json`, which names classes but lists no files, is combined with the
+folders.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from monai.data import load_decathlon_datalist
 
-from samora_monai.data.scans import absolute, case_name, find_scans, relative_case
+from samora_monai.data.scans import absolute, case_name, find_copy, find_scans, relative_case
 from samora_monai.errors import InputError, MissingFileError
 
 DEFAULT_DATALIST = "dataset.json"
@@ -31,12 +32,12 @@ class Cases:
     """The scans of one data set.
 
     Args:
-        training: `{"image": path, "label": path}` with absolute paths, per scan.
+        training: `{"image": path, "label": path}` with absolute paths for each scan.
         validation: the same; may be empty.
-        unlabeled: `{"image": path}` per scan; may be empty.
+        unlabeled: `{"image": path}` for each scan; may be empty.
         class_names: the name of each label value, background first; `None` if not stated.
-        modality: `"CT"`, `"MR"`, or `None` if not stated or neither.
-        source: the file or folder that this was read from.
+        modality: `"CT"`, `"MR"`, or `None` if not stated or another one.
+        source: the file or folder that the cases were read from.
     """
 
     training: tuple[dict[str, str], ...]
@@ -53,14 +54,14 @@ def find_cases(
     """Read the cases of `dataset_dir`.
 
     Args:
-        dataset_dir: folder with a datalist, or with `imagesTr/`, `labelsTr/` and, where there are such scans,
-            `imagesVal/`, `labelsVal/`, `imagesUnlabeled/`. Image and label share a name; images may end in `_0000`.
-        datalist: the datalist's name in that folder, or its absolute path.
-        num_labeled: keep only the first so many training scans.
+        dataset_dir: folder with a datalist, or with `imagesTr/`, `labelsTr/` and optionally `imagesVal/`, `labelsVal/`,
+            `imagesUnlabeled/`. An image and its label have the same name; names of images may end in `_0000`.
+        datalist: name of the datalist in that folder, or its absolute path.
+        num_labeled: keep only this number of training scans, the first ones.
 
     Raises:
         MissingFileError: the folder, the datalist (unless it is the default) or a listed file is missing.
-        InputError: no cases, an image without label or the reverse, a scan both in training and in validation,
+        InputError: no cases, an image without label or the reverse, a scan that is listed twice or a copy of which is,
             a malformed datalist, or `num_labeled` out of range.
     """
     root = absolute(dataset_dir)
@@ -94,7 +95,7 @@ def find_cases(
 
 
 def has_lists(header: Mapping[str, Any]) -> bool:
-    """Whether a `dataset.json` lists cases; nnU-Net's only names classes and modality."""
+    """Whether a `dataset.json` lists cases; nnU-Net's does not."""
     return any(key in header for keys in _LISTS.values() for key in keys)
 
 
@@ -127,16 +128,16 @@ def _read_list(file: Path, root: Path, header: dict[str, Any], name: str) -> lis
     key = next((key for key in _LISTS[name] if key in header), None)
     if key is None:
         return []
-    wanted = ("image",) if name == "unlabeled" else ("image", "label")
+    parts = ("image",) if name == "unlabeled" else ("image", "label")
     entries = header[key] if isinstance(header[key], list) else [header[key]]
     for entry in entries:
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(part), str) for part in wanted):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(part), str) for part in parts):
             raise InputError(
                 f"'{key}' in datalist '{file}' has the entry {json.dumps(entry)[:120]}; "
-                f"expected one path each for {' and '.join(wanted)}"
+                f"expected one path each for {' and '.join(parts)}"
             )
     items = load_decathlon_datalist(file, True, key, base_dir=root) if entries else []
-    return [{part: str(item[part]) for part in wanted} for item in items]
+    return [{part: str(item[part]) for part in parts} for item in items]
 
 
 def _read_folders(root: Path) -> dict[str, list[dict[str, str]]]:
@@ -151,7 +152,7 @@ def _read_folders(root: Path) -> dict[str, list[dict[str, str]]]:
 
 
 def _pair(images: Path, labels: Path) -> list[dict[str, str]]:
-    """Scans of two folders with the same relative path and name; nnU-Net's channel suffix `_0000` is optional."""
+    """Pair images and labels of equal relative path and name; nnU-Net's channel suffix `_0000` is optional."""
     if not images.is_dir() and not labels.is_dir():
         return []
     for folder in (images, labels):
@@ -172,11 +173,16 @@ def _pair(images: Path, labels: Path) -> list[dict[str, str]]:
     return pairs
 
 
-def check_files(lists: dict[str, list[dict[str, str]]], source: str) -> None:
-    """Every file of the lists must be there, and no image both in `"training"` and in `"validation"`.
+def check_files(lists: Mapping[str, Sequence[Mapping[str, str]]], source: str) -> None:
+    """Check that listed files exist, and that no image is twice in the lists `"training"` and `"validation"`.
+
+    Args:
+        lists: lists of cases by name.
+        source: where the lists come from, for the message.
 
     Raises:
-        MissingFileError, InputError: it is not so; names `source`, where the lists come from.
+        MissingFileError: a file does not exist.
+        InputError: an image is listed twice, or an image for validation has the content of one for training.
     """
     paths = [path for items in lists.values() for item in items for path in item.values()]
     missing = [path for path in paths if not os.path.exists(path)]
@@ -184,10 +190,20 @@ def check_files(lists: dict[str, list[dict[str, str]]], source: str) -> None:
         more = f" and {len(missing) - 1} more listed files" if len(missing) > 1 else ""
         verb = "do" if len(missing) > 1 else "does"
         raise MissingFileError(f"'{missing[0]}'{more} in '{source}' {verb} not exist; paths are relative to its folder")
-    trained = {os.path.realpath(item["image"]) for item in lists["training"]}
-    shared = [item["image"] for item in lists["validation"] if os.path.realpath(item["image"]) in trained]
-    if shared:
-        raise InputError(f"'{shared[0]}' is in training and in validation of '{source}'; list each scan once")
+    list_of: dict[str, str] = {}  # by the real path of an image
+    for name in ("training", "validation"):
+        for image in (item["image"] for item in lists[name]):
+            path = os.path.realpath(image)
+            if list_of.get(path) == name:
+                raise InputError(f"'{source}' lists '{image}' for {name} more than once; list each scan once")
+            if path in list_of:
+                raise InputError(f"'{image}' is in training and in validation of '{source}'; list each scan once")
+            list_of[path] = name
+    trained, held_out = ([item["image"] for item in lists[name]] for name in ("training", "validation"))
+    if copy := find_copy(trained, held_out):
+        raise InputError(
+            f"'{copy[1]}' in validation of '{source}' is a copy of '{copy[0]}' in training; list each scan once"
+        )
 
 
 def _check_num_labeled(num_labeled: int, available: int, source: str) -> int:
@@ -227,17 +243,14 @@ def _modality(header: dict[str, Any]) -> str | None:
 
 
 def require_validation(cases: Cases) -> list[dict[str, str]]:
-    """The validation cases.
+    """Return the validation cases.
 
     Raises:
-        InputError: there are none, or one is listed twice.
+        InputError: there are none.
     """
     if not cases.validation:
         raise InputError(
             f"no validation scans in '{cases.source}'; add a list 'validation' to the datalist, "
             "or fill imagesVal/ and labelsVal/"
         )
-    images = [case["image"] for case in cases.validation]
-    if twice := [image for image in images if images.count(image) > 1]:
-        raise InputError(f"'{cases.source}' lists '{twice[0]}' for validation more than once; list each scan once")
     return list(cases.validation)

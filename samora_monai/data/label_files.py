@@ -1,4 +1,4 @@
-"""Writing predicted label maps: uint8 NIfTI in the scan's geometry, complete or not at all."""
+"""Writing predicted label maps: uint8 NIfTI in the geometry of the scan, atomically."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from samora_monai.data.scans import absolute, relative_case
 from samora_monai.errors import InputError
 from samora_monai.replacing import replacing
 
-PROVENANCE = "label_provenance"  # key of the text that goes into the header
+PROVENANCE = "label_provenance"  # key of a text for the header
 
 
 class SaveLabeld(SaveImaged):
     """Write label maps as `<output_dir>/<sub-folder>/<case>_<postfix>.nii.gz`.
 
     Differs from `SaveImaged` in: the file appears only when it is complete (written under a hidden name, then renamed);
-    sub-folders are those of `data_root_dir`, and a case name keeps its dots; two scans never share a file;
-    uint8; no log. The path is put into the metadata under `"saved_to"`. A text of up to 79 characters under the key
-    `PROVENANCE`, if there is one, goes into the header, where `read_provenance` finds it.
+    sub-folders are those of `data_root_dir`, and a case name keeps its dots; two scans never share a file; uint8; no
+    log. The path is added to the metadata under `"saved_to"`. A text of up to 79 characters under the key `PROVENANCE` is
+    written to the header, for `read_provenance`.
 
     Args:
-        keys: keys of label maps `[1, X, Y, Z]`, integers 0 to 255, already inverted to the scan's own grid.
+        keys: keys of label maps `[1, X, Y, Z]`, integers 0 to 255, on the grid of the scan.
         output_dir: folder of the results.
         data_root_dir: folder of the scans whose sub-folders are kept; default: all results in one folder.
         output_postfix: end of the file name.
@@ -68,7 +68,7 @@ class SaveLabeld(SaveImaged):
                 raise InputError(f"results of '{other}' and '{scan}' would both be '{file}'; rename one of the scans")
             array = label.as_tensor()[0].to(torch.uint8).cpu().numpy()
             image = nib.Nifti1Image(array, np.asarray(label.affine.cpu(), dtype=np.float64))
-            # a NIfTI scan that says nothing of its place is put in two places by ITK and nibabel, and so must its label
+            # ITK and nibabel place a NIfTI scan without codes differently; without codes, its label follows both
             code = 0 if label.meta.get("qform_code") == label.meta.get("sform_code") == 0 else 1
             image.set_qform(image.affine, code=code)  # ITK reads the qform, others the sform
             image.set_sform(image.affine, code=code)
@@ -82,24 +82,24 @@ class SaveLabeld(SaveImaged):
         return d
 
     def file_of(self, scan: str) -> Path:
-        """The label file of a scan."""
+        """Return the label file of a scan."""
         case = relative_case(scan, self.data_root_dir or Path(scan).parent)
         return self.output_dir / case.parent / f"{case.name}_{self.output_postfix}.nii.gz"
 
 
 def read_provenance(file: Path) -> str | None:
-    """Read the provenance in the header of a label file; `None` if the file is absent, cut off or no NIfTI.
+    """Return the text that `SaveLabeld` wrote to the header; `None` if the file is absent, truncated or no NIfTI.
 
-    Quick, as it reads the header and the last four bytes: gzip's own count of the bytes that were packed.
+    Fast: it reads the header and the last four bytes, where gzip stores the uncompressed size.
     """
     try:
         image = nib.Nifti1Image.from_filename(file)
         with file.open("rb") as packed:
             packed.seek(-4, os.SEEK_END)
             size = int.from_bytes(packed.read(), "little")
-    except Exception:  # nibabel answers cut files with errors of half a dozen types; all mean: to be made again
+    except Exception:  # nibabel raises many types for truncated files
         return None
-    assert isinstance(image.dataobj, ArrayProxy)  # of every image from a file
+    assert isinstance(image.dataobj, ArrayProxy)  # as for every image from a file
     voxels = int(np.prod(image.shape)) * image.get_data_dtype().itemsize
     if size != (image.dataobj.offset + voxels) % 2**32:
         return None
@@ -107,7 +107,7 @@ def read_provenance(file: Path) -> str | None:
 
 
 def check_output_dir(path: str | os.PathLike) -> Path:
-    """Create the folder `path` if need be, prove that files can be written there, and return its absolute path.
+    """Create the folder `path` if needed, check that files can be written there, and return its absolute path.
 
     Raises:
         InputError: the folder cannot be created or written.
@@ -125,6 +125,6 @@ def check_output_dir(path: str | os.PathLike) -> Path:
 
 
 def write_atomically(image: nib.Nifti1Image, file: Path) -> None:
-    """Save under a hidden name in the same folder, then rename: a kill in between leaves no file named `file`."""
+    """Save under a hidden name in the same folder, then rename, so that an interruption leaves no incomplete `file`."""
     with replacing(file) as unfinished:
         nib.save(image, unfinished)

@@ -7,6 +7,8 @@ from typing import Protocol
 from samora_monai.errors import InputError
 
 MODALITIES = ("CT", "MR")
+SUGGESTED_MODALITY = "suggested_modality"  # key in the metadata of a scan whose values suggest the other modality
+_AIR = -500  # HU; the air around the patient is near -1000
 
 
 class Stated(Protocol):
@@ -30,6 +32,22 @@ def check_modality(cases: Stated, modality: str) -> None:
     check_known_modality(modality)
     if cases.modality not in (None, modality):
         raise InputError(
-            f"'{cases.source}' says that the scans are {cases.modality}, but modality is {modality}; "
+            f"'{cases.source}' states that the scans are {cases.modality}, but modality is {modality}; "
             f"use --modality {cases.modality}"
         )
+
+
+def suggested_modality(modality: str, lowest: float) -> str | None:
+    """Return the other modality if the lowest value of a scan suggests it: MR from 0 up, CT below -500; else None."""
+    if modality == "CT":
+        return "MR" if lowest >= 0 else None
+    return "CT" if lowest < _AIR else None
+
+
+def modality_warning(suggested: str, num_scans: int) -> str:
+    """One line about scans whose values all suggest another modality than the setting."""
+    reason = f"no value is below 0 in {num_scans} scans"
+    if suggested == "CT":
+        reason = f"values are below {_AIR} in each of {num_scans} scans"
+    setting = MODALITIES[suggested == "CT"]
+    return f"values look like {suggested} ({reason}), but modality is {setting}; use --modality {suggested}"

@@ -1,4 +1,4 @@
-"""How a scan becomes the network's input: which axis is cut into slices, and how grey values are scaled to [0, 1]."""
+"""Settings of the network's input: the slice axis of a scan, and the scaling of its grey values to [0, 1]."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from samora_monai.settings import is_whole
 
 @dataclass(frozen=True)
 class ScanScaling:
-    """Scaling of grey values, and direction of the slices. `models/model.json` holds these fields.
+    """Scaling of grey values, and slice axis. `models/model.json` holds these fields.
 
-    To add an option, add a field whose default is the behaviour of models that were saved before it existed.
+    A new field needs a default that reproduces the behaviour of models saved before it existed.
 
     Args:
         modality: `"CT"`: Hounsfield units, scaled by `window`; `"MR"`: arbitrary units, scaled by `percentiles`.
         window: lowest and highest HU, which become 0 and 1.
         percentiles: percentiles of an MR volume that become 0 and 1.
-        slice_axis: axis of a RAS volume that is cut into slices: 0 sagittal, 1 coronal, 2 axial.
+        slice_axis: axis of a RAS volume along which it is cut: 0 sagittal, 1 coronal, 2 axial.
 
     Raises:
-        InputError: unknown modality, bounds that are not an increasing pair, or no such axis.
+        InputError: unknown modality, bounds that are not an increasing pair, or an axis out of range.
     """
 
     modality: str = "CT"

@@ -1,19 +1,22 @@
-"""The scans that a user points at: volume files, DICOM series, folders of either.
+"""Finding scans on disk: volume files, DICOM series, and folders of either.
 
-A DICOM series is named by its folder, as `monai.transforms.LoadImage` reads it. Series are told apart by the rules of
-MONAI's `ITKReader`, because that reader silently takes the first series of a folder and drops the others.
+A DICOM series is given by its folder, as `monai.transforms.LoadImage` reads it. Series are distinguished by the rules
+of MONAI's `ITKReader`, because that reader silently takes the first series of a folder and drops the others.
 """
 
 from __future__ import annotations
 
+import filecmp
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from samora_monai.errors import InputError, MissingFileError
+from samora_monai.errors import InputError, MissingFileError, one_line
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
-_LOOKED_FOR = f"volume files ({', '.join(VOLUME_SUFFIXES)}) or folders with a DICOM series"
+_SAMPLE = 4096  # bytes that are compared before whole files are
+_POSITION = "0020|0032"  # DICOM's Image Position (Patient)
+_EXPECTED = f"volume files ({', '.join(VOLUME_SUFFIXES)}) or folders with a DICOM series"
 
 
 def case_name(path: str | os.PathLike) -> str:
@@ -33,7 +36,7 @@ def absolute(path: str | os.PathLike) -> Path:
 def relative_case(path: str | os.PathLike, root: str | os.PathLike) -> Path:
     """Sub-folder of `root` that holds the scan, joined with its case name.
 
-    The case name alone if `path` is `root` itself or lies outside of it.
+    Only the case name if `path` is `root` itself or outside of it.
     """
     path, root = absolute(path), absolute(root)
     if path == root or not path.is_relative_to(root):
@@ -46,19 +49,19 @@ def find_scans(path: str | os.PathLike, results: str | os.PathLike | None = None
 
     Args:
         path: a volume file, a folder with one DICOM series, or a folder tree with volume files and DICOM folders.
-        results: folder that the labels of these scans are written to; if it is in the tree, it is not searched.
+        results: folder that the labels of these scans are written to; it is not searched.
 
     Returns:
         `[{"image": absolute path of the volume file or of the DICOM folder}, ...]`, never empty.
 
     Raises:
         MissingFileError: `path` does not exist.
-        InputError: nothing found, a file that is no volume, two series in one folder, two scans whose results would
-            get the same name, or results that would be written among the scans.
+        InputError: nothing found, a file that is no volume, a folder with two DICOM series or with two slices at one
+            position, two scans whose results would get the same name, or results that would be written among the scans.
     """
     root = absolute(path)
     if not root.exists():
-        raise MissingFileError(f"'{root}' does not exist; give {_LOOKED_FOR}")
+        raise MissingFileError(f"'{root}' does not exist; give {_EXPECTED}")
     if root.is_file():
         if not _is_volume(root):
             raise InputError(
@@ -66,15 +69,15 @@ def find_scans(path: str | os.PathLike, results: str | os.PathLike | None = None
             )
         return [{"image": str(root)}]
 
-    ours = [] if results is None else [os.path.realpath(absolute(results))]
-    if os.path.realpath(root) in ours:
+    excluded = [] if results is None else [os.path.realpath(absolute(results))]
+    if os.path.realpath(root) in excluded:
         raise InputError(
             f"results would be written among the scans in '{root}', where the next run takes them for scans; "
             "choose another folder with --output_dir, a sub-folder for example"
         )
-    scans = sorted(walk(root, passed_over=ours))
+    scans = sorted(iterate_scans(root, exclude=excluded))
     if not scans:
-        raise InputError(f"no scan in '{root}'; looked for {_LOOKED_FOR} in it and its sub-folders")
+        raise InputError(f"no scan in '{root}'; looked for {_EXPECTED} in it and its sub-folders")
     named: dict[Path, Path] = {}
     for scan in scans:
         other = named.setdefault(relative_case(scan, root), scan)
@@ -83,54 +86,54 @@ def find_scans(path: str | os.PathLike, results: str | os.PathLike | None = None
     return [{"image": str(scan)} for scan in scans]
 
 
-def walk(
+def iterate_scans(
     root: Path,
     suffixes: tuple[str, ...] = VOLUME_SUFFIXES,
-    wanted: Callable[[Path], bool] = lambda path: True,
-    passed_over: Iterable[str] = (),
+    include: Callable[[Path], bool] = lambda path: True,
+    exclude: Iterable[str] = (),
 ) -> Iterator[Path]:
-    """Files and DICOM folders in the tree at `root`, in no order; hidden ones are skipped.
+    """Iterate over the files and DICOM folders in a tree, in no particular order, without hidden ones.
 
     Args:
-        root: a folder; searched whatever `wanted` says of it.
-        suffixes: ends of the names of the files, in lower case.
-        wanted: asked once of each sub-folder, before it is searched, and of each file.
-        passed_over: real paths of folders that are not searched.
+        root: the top folder, which is searched in any case.
+        suffixes: file name suffixes to return, in lower case.
+        include: predicate, called once for each sub-folder before it is searched and for each file.
+        exclude: real paths of folders that are not searched.
 
     Raises:
-        InputError: two DICOM series in one folder.
+        InputError: a folder holds two DICOM series, or two slices at one position.
     """
-    visited = set(passed_over)  # links to folders are followed, but never in a circle
+    visited = set(exclude)  # links to folders are followed, but each folder is searched once
     for folder, subfolders, files in os.walk(root, followlinks=True):
         if os.path.realpath(folder) in visited:
             subfolders.clear()
             continue
         visited.add(os.path.realpath(folder))
-        shown = (name for name in sorted(subfolders) if not name.startswith("."))
-        subfolders[:] = [name for name in shown if wanted(Path(folder, name))]
+        visible = (name for name in sorted(subfolders) if not name.startswith("."))
+        subfolders[:] = [name for name in visible if include(Path(folder, name))]
         others = []
         for name in sorted(name for name in files if not name.startswith(".")):
             path = Path(folder, name)
             if not name.lower().endswith(suffixes):
                 others.append(path)
-            elif wanted(path):
+            elif include(path):
                 yield path
-        if any(_is_dicom(path) for path in others) and _holds_one_series(Path(folder)):
+        if any(_is_dicom(path) for path in others) and holds_one_series(Path(folder)):
             yield Path(folder)
 
 
 def scan_files(scan: str | os.PathLike) -> list[Path]:
-    """The files that hold a scan: those of a DICOM folder, the header and the voxels of an `.mhd`, else one file."""
+    """The files of a scan: those of a DICOM folder, the header and the voxels of an `.mhd`, else one file."""
     path = absolute(scan)
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
-    if path.suffix.lower() == ".mhd":  # the voxels are in a file beside the header
+    if path.suffix.lower() == ".mhd":  # the voxels are in a second file
         return sorted(file for file in path.parent.iterdir() if file.stem == path.stem and file.is_file())
     return [path]
 
 
 def fingerprint(scan: str | os.PathLike) -> list[tuple[str, int, int]]:
-    """Name, size in bytes and time of change in ns of each file of a scan; equal as long as the scan is unchanged.
+    """Name, size in bytes and modification time in ns of each file of a scan; equal while the scan is unchanged.
 
     Raises:
         MissingFileError: the scan does not exist or cannot be read.
@@ -142,12 +145,41 @@ def fingerprint(scan: str | os.PathLike) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
+def find_copy(scans: Sequence[str], others: Sequence[str]) -> tuple[str, str] | None:
+    """Find a scan of the first list and one of the second with equal content.
+
+    Costs little: only scans of equal size are opened, and only those with an equal part in the middle are compared.
+    """
+    sizes = {_sizes(other) for other in others}
+    by_sample: dict[tuple, list[str]] = {}
+    for scan in scans:
+        if _sizes(scan) in sizes:
+            by_sample.setdefault(_sample(scan), []).append(scan)
+    for other in others if by_sample else ():
+        for scan in by_sample.get(_sample(other), ()):
+            pairs = zip(scan_files(scan), scan_files(other), strict=True)
+            if all(filecmp.cmp(*pair, shallow=False) for pair in pairs):
+                return scan, other
+    return None
+
+
+def _sizes(scan: str) -> tuple[int, ...]:
+    return tuple(file.stat().st_size for file in scan_files(scan))
+
+
+def _sample(scan: str) -> tuple[tuple[int, ...], bytes]:
+    sizes = _sizes(scan)
+    with scan_files(scan)[0].open("rb") as file:
+        file.seek(sizes[0] // 2)
+        return sizes, file.read(_SAMPLE)
+
+
 def _is_volume(path: Path) -> bool:
     return path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def _is_dicom(path: Path) -> bool:
-    """Whether the file is DICOM: by its preamble; GDCM is asked only where the name allows DICOM without a preamble."""
+    """Whether the file has the preamble of DICOM, or GDCM can read it and its name is usual for DICOM."""
     if _is_volume(path) or path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -156,24 +188,44 @@ def _is_dicom(path: Path) -> bool:
         return True
     if not head or path.suffix.lower() not in ("", ".dcm", ".ima"):
         return False
-    import itk  # costs seconds
+    import itk  # slow to import
 
     return bool(itk.GDCMImageIO.New().CanReadFile(str(path)))
 
 
-def _holds_one_series(folder: Path) -> bool:
-    """Whether the DICOM files are images (not reports or structure sets); more than one series is an error."""
-    import itk  # costs seconds
+def holds_one_series(folder: Path) -> bool:
+    """Whether the DICOM files in a folder are images, not reports or structure sets.
+
+    Raises:
+        InputError: they are of more than one series, or two slices have one position; ITK would read the slices of a
+            series that was copied twice as one interleaved volume.
+    """
+    import itk  # slow to import
 
     names = itk.GDCMSeriesFileNames.New()
     names.SetUseSeriesDetails(True)
     names.AddSeriesRestriction("0008|0021")
     names.SetDirectory(str(folder))
-    series = list(names.GetSeriesUIDs())
+    series = [names.GetFileNames(uid) for uid in names.GetSeriesUIDs()]
     if len(series) > 1:
-        sizes = " + ".join(str(len(names.GetFileNames(uid))) for uid in series)
+        sizes = " + ".join(str(len(files)) for files in series)
         raise InputError(
             f"DICOM folder '{folder}' holds {len(series)} series ({sizes} files), expected one; "
             "move each series into a folder of its own"
         )
-    return len(series) == 1
+    file_at: dict[str, str] = {}
+    reader = itk.GDCMImageIO.New()
+    for file in series[0] if series else ():
+        reader.SetFileName(file)
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise InputError(f"cannot read '{file}': {one_line(error)}") from error
+        header = reader.GetMetaDataDictionary()
+        position = header[_POSITION].strip() if header.HasKey(_POSITION) else ""
+        if position and (other := file_at.setdefault(position, file)) != file:
+            raise InputError(
+                f"DICOM folder '{folder}' has two slices at one position, '{Path(other).name}' and "
+                f"'{Path(file).name}'; keep one file for each slice"
+            )
+    return bool(series)

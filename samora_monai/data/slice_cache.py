@@ -1,7 +1,7 @@
-"""Where the slices of a volume are kept: in memory, or in a folder that the processes of a run and later runs share.
+"""Storage of the slices of a volume: in memory, or in a folder shared by the processes of a run and by later runs.
 
-A file's name is a hash over all that its content depends on, so that a changed scan or setting is simply read again.
-Nothing is ever deleted: a folder of old files may be removed between runs.
+The name of a file is a hash of everything that its content depends on, so that a changed scan or setting is read again.
+Nothing is ever deleted; old files may be removed between runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from samora_monai.replacing import replacing
 
 
 class CacheError(InputError):
-    """The cache is at fault, not a scan."""
+    """An error of the cache, not of a scan."""
 
 
 class MemorySlices:
@@ -38,33 +38,33 @@ class MemorySlices:
 
     @property
     def nbytes(self) -> int:
-        """Memory that they take, in bytes."""
+        """Memory of the slices in bytes."""
         return self.slices.nbytes
 
     def keep(self, mask: np.ndarray) -> MemorySlices:
-        """Only the slices where `mask [N]` is true; the memory of the others is freed."""
+        """Return only the slices where `mask [N]` is true; the memory of the others is freed."""
         return self if mask.all() else MemorySlices(self.slices[torch.from_numpy(mask)])
 
     def item(self, position: int) -> torch.Tensor:
-        """A copy of one slice, `[1, S, S]`; float16 becomes float32."""
+        """Return a copy of one slice, `[1, S, S]`; float16 becomes float32."""
         one = self.slices[position]
         return one.float() if one.dtype == torch.float16 else one.clone()
 
 
 class CachedSlices:
-    """Slices of one scan in a file, mapped into memory when one is taken.
+    """Slices of one scan in a file, which is mapped into memory for each access.
 
-    No map stays open: a system allows some 65,000, and there may be more pictures than that.
+    No map stays open, because a system allows about 65,000 and there may be more pictures.
 
     Args:
         file: array file with `[N, 1, S, S]`.
-        positions: which of the N are meant; default: all.
+        positions: positions of the kept slices among the N; default: all.
 
     Raises:
         CacheError: the file is no array.
     """
 
-    nbytes = 0  # the pages that the system keeps are shared, and given back when memory is short
+    nbytes = 0  # pages of the system's cache are shared, and released when memory is short
 
     def __init__(self, file: Path, positions: np.ndarray | None = None) -> None:
         self.file = file
@@ -74,11 +74,11 @@ class CachedSlices:
         return len(self.positions)
 
     def keep(self, mask: np.ndarray) -> CachedSlices:
-        """Only the slices where `mask [N]` is true."""
+        """Return only the slices where `mask [N]` is true."""
         return CachedSlices(self.file, self.positions[mask])
 
     def item(self, position: int) -> torch.Tensor:
-        """A copy of one slice, `[1, S, S]`, float32."""
+        """Return a copy of one slice, `[1, S, S]`, float32."""
         return torch.from_numpy(np.array(_map(self.file)[self.positions[position]])).float()
 
 
@@ -86,8 +86,8 @@ class SliceCache:
     """A folder of cached slices.
 
     Args:
-        folder: created if need be.
-        settings: text that differs whenever the slices of the same scan would.
+        folder: created if needed.
+        settings: text of all settings that the slices of a scan depend on.
 
     Raises:
         CacheError: the folder cannot be created.
@@ -104,16 +104,16 @@ class SliceCache:
             ) from error
 
     def file_of(self, scan: str | os.PathLike) -> Path:
-        """Where the slices of `scan`, as its file or folder is now, belong.
+        """Return the file for the slices of `scan` in its present state.
 
         Raises:
-            MissingFileError: there is no such scan.
+            MissingFileError: the scan does not exist.
         """
         digest = hashlib.sha256(repr((str(absolute(scan)), fingerprint(scan), self.settings)).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.npy"
 
     def get(self, file: Path) -> tuple[CachedSlices, np.ndarray] | None:
-        """The slices in `file` and the content `[N]` of each, or `None` if they are not there yet.
+        """Return the slices in `file` and the content `[N]` of each, or `None` if the file does not exist.
 
         Raises:
             CacheError: the file is damaged.
@@ -123,7 +123,7 @@ class SliceCache:
         return CachedSlices(file), np.array(_map(_content_of(file)))
 
     def put(self, file: Path, slices: torch.Tensor, content: np.ndarray) -> CachedSlices:
-        """Write slices `[N, 1, S, S]` and their content `[N]`, the slices last and each file whole or not at all.
+        """Write slices `[N, 1, S, S]` and their content `[N]`, the slices last and each file atomically.
 
         Raises:
             CacheError: they cannot be written.
@@ -148,7 +148,7 @@ def _map(file: Path) -> np.ndarray:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise CacheError(
-            f"cannot read cached slices '{file}': {one_line(error)}; remove them to make them anew"
+            f"cannot read cached slices '{file}': {one_line(error)}; remove the file to create it again"
         ) from error
 
 

@@ -1,62 +1,61 @@
-"""Training on the slices of volumes: each volume is read once, its slices are resized and kept, in memory or on disk.
-
-Keeping the slice axis first is what makes slices cheap: out of MONAI's `[C, X, Y, Z]` layout, where Z runs fastest, a
-512 x 512 slice is an 11 ms strided copy; here it is a contiguous block (measured on one core).
-"""
+"""Training on the slices of volumes: each volume is read once, and its resized slices are kept in memory or on disk."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from monai.data import Dataset, MetaTensor
-from monai.transforms import Compose
+from monai.data import Dataset
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-from samora_monai.data.slice_cache import CachedSlices, CacheError, MemorySlices, SliceCache
+from samora_monai.data.modality import modality_warning
+from samora_monai.data.slice_cache import CacheError, SliceCache
+from samora_monai.data.slice_reader import CONTENT_ABOVE, SliceReader, VolumeSlices
 from samora_monai.errors import InputError, input_error
+from samora_monai.settings import flag
 
-CONTENT_ABOVE = 0.1  # a pixel above this, of [0, 1], is not background
+logger = logging.getLogger(__name__)
 
 
 class SliceDataset(Dataset):
-    """The pooled slices of some volumes as items `{"image": [1, S, S], "label": [1, S, S]}` of plain tensors.
+    """The pooled slices of volumes as items `{"image": [1, S, S], "label": [1, S, S]}` of plain tensors.
 
     Images are resized in the slice plane with anti-aliased bilinear interpolation, labels with `nearest-exact`. Slices
     are copied on access, so that no transform can change the stored ones. Random transforms follow MONAI's rules:
     `set_determinism` or the loader's generator makes them reproducible, and each worker of `monai.data.DataLoader`
-    gets a seed of its own.
+    has its own seed.
+
+    Logs a warning if the values of every volume suggest another modality than `ScaleScand` assumes, and if some labels
+    are empty.
 
     Args:
-        data: `{"image": path}` or `{"image": path, "label": path}` per volume.
-        transform: deterministic transforms of a volume: they read one item of `data` and end with the image
+        data: `{"image": path}` or `{"image": path, "label": path}` for each volume.
+        transform: deterministic transforms of a volume: they read one item of `data` and return the image
             `[1, X, Y, Z]` in [0, 1] and the label `[1, X, Y, Z]` with integers 0 to 255. If they read no label, items
             have none.
         slice_transform: random transforms of one item.
         image_size: S, in pixels.
-        slice_axis: the axis of `[X, Y, Z]` that is cut; the default is Z.
+        slice_axis: axis of `[X, Y, Z]` along which volumes are cut, 0 to 2.
         slice_fraction: part of the slices of all volumes together that is kept, chosen at random, at least one slice;
             0.1 is the papers' "10 % of the slices".
-        foreground_only: keep only slices with a labelled pixel, before `slice_fraction` is taken.
+        foreground_only: keep only slices with a labelled pixel; applied before `slice_fraction`.
         seed: seed of that choice.
-        min_content: leave out nearly empty slices, before `slice_fraction` is taken: those of which a smaller part of
-            the pixels than this is above `CONTENT_ABOVE`. They are counted in `num_empty`.
-        skip_unreadable: what to do with an item for which `transform` raises an `InputError`: leave it out, print the
-            reason in one line and note its path in `unreadable`, or raise.
-        half: keep images as float16, half the memory; items are float32 all the same.
+        min_content: keep only slices of which at least this part of the pixels is above `CONTENT_ABOVE`; applied before
+            `slice_fraction`. The others are counted in `num_empty`.
+        skip_unreadable: when `transform` raises an `InputError` for an item, log the reason in one line, add the path
+            to `unreadable` and continue, instead of raising. Also the text `"true"` or `"false"`.
+        half: keep images as float16, half the memory; items are float32 in any case.
         cache_dir: keep the slices of each scan in a file in this folder instead of in memory, and take them from there
-            if an earlier run or another process put them there. Only for scans without labels.
-        cache_key: needed with `cache_dir`: text that holds every setting of `transform` which changes an image, as
-            `str([modality, window])`. The path, size and time of the scan, `image_size`, `slice_axis`, `half` and the
-            version of this package are taken into account without it.
+            if an earlier run or another process has written them. Only for scans without labels.
+        cache_key: required with `cache_dir`: text that contains every setting of `transform` which changes an image,
+            such as `str([modality, window])`. The path, size and modification time of the scan, `image_size`,
+            `slice_axis`, `half` and the version of this package are taken into account in any case.
 
     Raises:
-        InputError: no volumes, none that can be read, no slice left, or a setting out of range.
+        InputError: no volumes, none that can be read, no slice left, only empty labels, or a setting out of range.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class SliceDataset(Dataset):
         foreground_only: bool = False,
         seed: int = 0,
         min_content: float = 0.0,
-        skip_unreadable: bool = False,
+        skip_unreadable: bool | str = False,
         half: bool = False,
         cache_dir: str | os.PathLike | None = None,
         cache_key: str | None = None,
@@ -84,92 +83,87 @@ class SliceDataset(Dataset):
             raise InputError(f"min_content must be a part of the pixels from 0 to 1, got {min_content}")
         cache = None
         if cache_dir is not None:
-            if not cache_key:
-                raise InputError("cache_dir needs a cache_key, text that holds the settings of the scans' transforms")
-            if any("label" in item for item in data):
-                raise InputError("cache_dir is for scans without labels; leave it out to keep slices in memory")
-            cache = SliceCache(cache_dir, repr((cache_key, image_size, slice_axis, half, CONTENT_ABOVE)))
-        self._load = transform if isinstance(transform, Compose) else Compose(transform)
-        self._cut = {"slice_axis": slice_axis, "size": image_size}
-        self._half = half
+            cache = _open_cache(data, cache_dir, cache_key, (image_size, slice_axis, half, CONTENT_ABOVE))
         self.num_slices_total = 0
         self.num_empty = 0
-        self.unreadable: list[str] = []
-        self._images: list[MemorySlices | CachedSlices] = []  # per volume [N, 1, S, S], in [0, 1]
-        self._labels: list[MemorySlices] = []  # per volume [N, 1, S, S], uint8; empty without labels
-        reason = ""
-        for item in tqdm(data, desc="reading scans", unit="scan", disable=None):  # no bar unless on a terminal
+        self._reasons: dict[str, str] = {}  # why a scan could not be read, by its path
+        reader = SliceReader(transform, image_size, slice_axis, half, cache)
+        self._volumes = self._read(reader, flag(skip_unreadable, "skip_unreadable"), min_content, foreground_only)
+        if slice_fraction < 1:
+            self._keep_fraction(slice_fraction, seed)
+        self._index = [(v, s) for v, volume in enumerate(self._volumes) for s in range(len(volume))]
+        self._check(min_content)
+
+    def _read(
+        self, reader: SliceReader, skip_unreadable: bool, min_content: float, foreground_only: bool
+    ) -> list[VolumeSlices]:
+        """Read all volumes; slices that are not wanted are dropped at once, so that they take no memory."""
+        volumes = []
+        for item in tqdm(self.data, desc="reading scans", unit="scan", disable=None):  # no bar unless on a terminal
             try:
-                image, label, content = self._read(item, cache)
+                volume = reader(item)
             except Exception as error:  # Compose wraps what a transform raises
                 mistake = input_error(error)
                 if mistake is None or isinstance(mistake, CacheError) or not skip_unreadable:
                     raise
-                reason = reason or str(mistake)
-                self.unreadable.append(str(item["image"]))
-                tqdm.write(f"left out: {mistake}")
+                self._reasons[str(item["image"])] = str(mistake)
+                logger.warning("left out: %s", mistake)
                 continue
-            self.num_slices_total += len(image)
-            kept = content >= min_content
+            kept = volume.content >= min_content
+            self.num_slices_total += len(volume)
             self.num_empty += int((~kept).sum())
             if foreground_only:
-                if label is None:
+                if volume.label is None:
                     raise InputError(f"foreground_only needs a label, but '{item['image']}' has none")
-                kept &= (label.slices > 0).flatten(1).any(dim=1).numpy()
-            self._images.append(image.keep(kept))
-            if label is not None:
-                self._labels.append(label.keep(kept))
-        if not self._images:
-            raise InputError(f"none of {len(data)} scans could be read; the first: {reason}")
-        assert len(self._labels) in (0, len(self._images)), "some volumes have a label and others have none"
-        if slice_fraction < 1:
-            self._keep_fraction(slice_fraction, seed)
-        self._index = [(v, s) for v, image in enumerate(self._images) for s in range(len(image))]
+                kept &= (volume.label.slices > 0).flatten(1).any(dim=1).numpy()
+            volumes.append(volume.keep(kept))
+        if not volumes:
+            raise InputError(
+                f"none of {len(self.data)} scans could be read; the first: {next(iter(self._reasons.values()))}"
+            )
+        assert len({volume.label is None for volume in volumes}) == 1, "some volumes have a label and others have none"
+        return volumes
+
+    def _keep_fraction(self, fraction: float, seed: int) -> None:
+        counts = [len(volume) for volume in self._volumes]
+        pooled = sum(counts)
+        kept = np.zeros(pooled, dtype=bool)
+        kept[np.random.default_rng(seed).permutation(pooled)[: max(1, round(fraction * pooled))]] = True
+        masks = np.split(kept, np.cumsum(counts)[:-1])
+        self._volumes = [volume.keep(mask) for volume, mask in zip(self._volumes, masks, strict=True)]
+
+    def _check(self, min_content: float) -> None:
+        """Check that slices are left and that labels mark something, and warn of values of another modality."""
         if not self._index and self.num_empty == self.num_slices_total:
             raise InputError(
                 f"each of the {self.num_slices_total} slices has less than {min_content:g} of its pixels above "
                 f"{CONTENT_ABOVE}; use a lower --min_content, or check modality and window"
             )
-        if not self._index:
+        readable = [item for item in self.data if str(item["image"]) not in self._reasons]
+        empty = [item["label"] for item, v in zip(readable, self._volumes, strict=True) if v.has_empty_label]
+        if not self._index or len(empty) == self.num_volumes:
             raise InputError(f"none of the {self.num_slices_total} slices has a labelled pixel; check the label files")
+        if empty:
+            names = ", ".join(f"'{label}'" for label in empty[:3]) + (", ..." if len(empty) > 3 else "")
+            logger.warning("%d of %d labels hold only background: %s", len(empty), self.num_volumes, names)
+        suggested = {volume.suggested_modality for volume in self._volumes}
+        if len(suggested) == 1 and (other := suggested.pop()):
+            logger.warning(modality_warning(other, self.num_volumes))
 
-    def _read(
-        self, item: Mapping[str, Any], cache: SliceCache | None
-    ) -> tuple[MemorySlices | CachedSlices, MemorySlices | None, np.ndarray]:
-        """The slices of one volume, their labels if it has any, and the part `[N]` of each slice that has content."""
-        file = cache.file_of(item["image"]) if cache else None
-        if cache and file and (known := cache.get(file)):
-            return known[0], None, known[1]
-        volume = self._load(dict(item))
-        image = _to_slices(volume["image"], label=False, **self._cut)
-        content = (image > CONTENT_ABOVE).flatten(1).float().mean(dim=1).numpy()
-        image = image.half() if self._half else image
-        if cache and file:
-            return cache.put(file, image, content), None, content
-        label = None  # a path that `transform` did not read is no label
-        if isinstance(volume.get("label"), torch.Tensor):
-            label = MemorySlices(_to_slices(volume["label"], label=True, **self._cut))
-        return MemorySlices(image), label, content
-
-    def _keep_fraction(self, fraction: float, seed: int) -> None:
-        counts = [len(image) for image in self._images]
-        pooled = sum(counts)
-        kept = np.zeros(pooled, dtype=bool)
-        kept[np.random.default_rng(seed).permutation(pooled)[: max(1, round(fraction * pooled))]] = True
-        masks = np.split(kept, np.cumsum(counts)[:-1])
-        self._images = [image.keep(mask) for image, mask in zip(self._images, masks, strict=True)]
-        if self._labels:
-            self._labels = [label.keep(mask) for label, mask in zip(self._labels, masks, strict=True)]
+    @property
+    def unreadable(self) -> list[str]:
+        """Paths of the scans that were left out because they cannot be read."""
+        return list(self._reasons)
 
     @property
     def num_volumes(self) -> int:
         """Number of volumes that were read."""
-        return len(self._images)
+        return len(self._volumes)
 
     @property
     def nbytes(self) -> int:
-        """Memory that the kept slices take, in bytes; nothing for those in `cache_dir`."""
-        return sum(slices.nbytes for slices in [*self._images, *self._labels])
+        """Memory of the kept slices in bytes; slices in `cache_dir` count as 0."""
+        return sum(volume.nbytes for volume in self._volumes)
 
     def __len__(self) -> int:
         """Number of slices kept."""
@@ -177,21 +171,16 @@ class SliceDataset(Dataset):
 
     def _transform(self, index: int):
         volume, position = self._index[index]
-        item = {"image": self._images[volume].item(position)}
-        if self._labels:
-            item["label"] = self._labels[volume].item(position)
-        # a slice has no place in the patient, and the network's every step would carry the metadata along
+        item = self._volumes[volume].item(position)
+        # a slice has no position in the patient, and the metadata would slow down every step of the network
         return convert_to_tensor(self.transform(item), track_meta=False)
 
 
-def _to_slices(volume: torch.Tensor, slice_axis: int, size: int, label: bool) -> torch.Tensor:
-    """`[1, X, Y, Z]` -> `[slices, 1, size, size]`, contiguous."""
-    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else torch.as_tensor(volume)
-    assert plain.ndim == 4, f"expected [1, X, Y, Z], got {plain.shape}"
-    slices = plain.to(torch.uint8 if label else torch.float32).movedim(slice_axis + 1, 0)
-    if slices.shape[-2:] != (size, size):
-        if label:
-            slices = F.interpolate(slices, size=(size, size), mode="nearest-exact")
-        else:
-            slices = F.interpolate(slices, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-    return slices.contiguous()
+def _open_cache(
+    data: Sequence[Mapping[str, str]], folder: str | os.PathLike, key: str | None, settings: tuple
+) -> SliceCache:
+    if not key:
+        raise InputError("cache_dir needs a cache_key, text that holds the settings of the scans' transforms")
+    if any("label" in item for item in data):
+        raise InputError("cache_dir is for scans without labels; leave it out to keep slices in memory")
+    return SliceCache(folder, repr((key, *settings)))

@@ -1,17 +1,18 @@
 """Reading, checking and scaling scans: MONAI dictionary transforms whose errors name the file and the remedy.
 
-They may be called one at a time, on dictionaries that carry other keys (as MONAI Label does).
+Each may be called alone, on dictionaries that hold other keys, as MONAI Label does.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import DtypeLike, KeysCollection
+from monai.config import KeysCollection
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import (
     LoadImage,
@@ -23,30 +24,50 @@ from monai.transforms import (
 )
 from monai.utils import ImageMetaKey
 
+from samora_monai.data.modality import SUGGESTED_MODALITY, suggested_modality
+from samora_monai.data.nifti_reader import NiftiReader
 from samora_monai.data.scaling import ScanScaling
+from samora_monai.data.scans import holds_one_series
 from samora_monai.errors import InputError, MissingFileError, one_line
 
 AFFINE_TOLERANCE = 1e-3  # mm
+_SINGULAR = 1e-5  # ratio of singular values; headers hold float32, so that a singular matrix is not exactly singular
 _DEFAULT_SCALING = ScanScaling()
 
 
 class LoadCase(LoadImage):
-    """`LoadImage` that raises one sentence with the file's name when a file cannot be read."""
+    """`LoadImage` that raises one sentence with the name of the file that cannot be read.
+
+    Args:
+        image_only: as in `LoadImage`.
+    """
+
+    def __init__(self, image_only: bool = True) -> None:
+        super().__init__(image_only=image_only)
+        self.register(NiftiReader())  # the last registered reader of a suffix is the one that is used
 
     def __call__(self, filename, reader: ImageReader | None = None):
         """
         Args:
             filename: a volume file or the folder of a DICOM series.
+            reader: as in `LoadImage`.
 
         Raises:
             MissingFileError: the file does not exist.
-            InputError: the file is not a readable image.
+            InputError: the file is damaged, or is not a readable image of real numbers, or the folder holds more than
+                one DICOM series or two slices at one position.
         """
-        if isinstance(filename, str | os.PathLike) and not os.path.exists(os.path.expanduser(filename)):
-            raise MissingFileError(f"scan '{filename}' does not exist")
+        if isinstance(filename, str | os.PathLike):
+            path = Path(filename).expanduser()
+            if not path.exists():
+                raise MissingFileError(f"scan '{filename}' does not exist")
+            if path.is_dir():
+                holds_one_series(path)
         try:
             return super().__call__(filename, reader)
-        except Exception as error:  # each format's reader has exception classes of its own
+        except InputError:
+            raise
+        except Exception as error:  # the reader of each format has its own exception classes
             raise InputError(f"cannot read '{filename}': {one_line(error)}") from error
 
 
@@ -55,34 +76,25 @@ class LoadCased(LoadImaged):
 
     Args:
         keys: keys that hold a path.
-        reader: as in `LoadImaged`; default: chosen by the file's suffix.
-        dtype: type of the loaded values.
         image_only: if `False`, add the dictionary `<key>_meta_dict` for each key.
         allow_missing_keys: do not raise if a key is absent.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        reader: type[ImageReader] | str | None = None,
-        dtype: DtypeLike = np.float32,
-        image_only: bool = True,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, reader=reader, dtype=dtype, image_only=image_only, allow_missing_keys=allow_missing_keys)
-        self._loader = LoadCase(reader=reader, image_only=image_only, dtype=dtype)
+    def __init__(self, keys: KeysCollection, image_only: bool = True, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, image_only=image_only, allow_missing_keys=allow_missing_keys)
+        self._loader = LoadCase(image_only)
 
 
 class CheckCased(MapTransform):
-    """Check a loaded case, channel first, and hand it on unchanged.
+    """Check a loaded case, channel first, and return it unchanged.
 
-    Each of `keys` must be one finite 3-D volume `[1, X, Y, Z]` whose affine can be inverted. A label, where there is
-    one, must have the shape and the affine (to 0.001) of the first of them and integer values in `[0, num_classes)`.
+    Each of `keys` must hold one finite 3-D volume `[1, X, Y, Z]` whose affine can be inverted. A label, if there is
+    one, must have the shape and the affine (to 0.001) of the first of them, and integer values in `[0, num_classes)`.
 
     Args:
-        keys: keys of the images; the label's may follow.
+        keys: keys of the images; the key of the label may follow.
         num_classes: number of classes with background; `None` allows 0 to 255.
-        label_key: key of the label; not checked where it is absent or still a path.
+        label_key: key of the label, which is not checked where it is absent or still a path.
     """
 
     def __init__(self, keys: KeysCollection, num_classes: int | None = None, label_key: str = "label") -> None:
@@ -118,7 +130,8 @@ class ScaleScand(MapTransform):
     """Scale grey values to [0, 1].
 
     CT: the window in HU becomes [0, 1]. MR: two percentiles of the whole volume become 0 and 1. Values outside are
-    clipped; a constant MR volume becomes zeros.
+    clipped; a constant MR volume becomes zeros. If the values suggest the other modality, its name is added to the
+    metadata under `SUGGESTED_MODALITY`.
 
     Args:
         keys: keys of the images.
@@ -138,9 +151,13 @@ class ScaleScand(MapTransform):
         """`[1, X, Y, Z]` in HU or grey values -> the same shape, float32 in [0, 1]."""
         d = dict(data)
         for key in self.key_iterator(d):
-            constant = self.modality == "MR" and bool(d[key].min() == d[key].max())
+            image = d[key]
+            lowest = float(image.min())
+            constant = self.modality == "MR" and lowest == float(image.max())
             # clamp: where both percentiles have the same grey level, MONAI shifts without clipping
-            d[key] = torch.zeros_like(d[key]) if constant else self.scale(d[key]).clamp(0, 1)
+            d[key] = torch.zeros_like(image) if constant else self.scale(image).clamp(0, 1)
+            if isinstance(d[key], MetaTensor) and (suggested := suggested_modality(self.modality, lowest)):
+                d[key].meta[SUGGESTED_MODALITY] = suggested
         return d
 
 
@@ -156,15 +173,15 @@ def _check_geometry(image: torch.Tensor, kind: str) -> None:
     if not isinstance(image, MetaTensor):
         return
     directions = image.affine[:3, :3]
-    if not torch.isfinite(image.affine).all() or torch.linalg.matrix_rank(directions) < 3:
+    if not torch.isfinite(image.affine).all() or torch.linalg.matrix_rank(directions, rtol=_SINGULAR) < 3:
         raise InputError(
-            f"{kind} '{_name(image)}' lies nowhere in space: its affine {_affine_text(image)} cannot be inverted; "
+            f"{kind} '{_name(image)}' has an affine that cannot be inverted, {_affine_text(image)}; "
             "write the scanner's geometry into its header"
         )
 
 
 def _check_same_grid(image: MetaTensor, label: MetaTensor) -> None:
-    names = f"label '{_name(label)}' does not lie on the grid of image '{_name(image)}'"
+    names = f"label '{_name(label)}' is not on the grid of image '{_name(image)}'"
     if image.shape != label.shape:
         raise InputError(
             f"{names}: shape {list(label.shape[1:])}, expected {list(image.shape[1:])}; resample it to the image"
@@ -173,7 +190,7 @@ def _check_same_grid(image: MetaTensor, label: MetaTensor) -> None:
     if difference > AFFINE_TOLERANCE:
         raise InputError(
             f"{names}: affines differ by up to {difference:.3g} mm, label {_affine_text(label)}, "
-            f"image {_affine_text(image)}; resample it to the image or mend its header"
+            f"image {_affine_text(image)}; resample it to the image or correct its header"
         )
 
 
@@ -181,7 +198,7 @@ def _check_values(label: torch.Tensor, num_classes: int | None) -> None:
     highest = 255 if num_classes is None else num_classes - 1
     if bool((label >= 0).all()) and bool((label <= highest).all()) and bool((label == label.round()).all()):
         return
-    values = np.unique(label.cpu().numpy())  # unlike torch's, it counts NaN once
+    values = np.unique(label.cpu().numpy())  # torch.unique returns each NaN
     shown = ", ".join(f"{value:g}" for value in values[:12].tolist()) + (", ..." if len(values) > 12 else "")
     remedy = "give one integer per voxel"
     if num_classes is not None and (values == values.round()).all() and (values >= 0).all():

@@ -1,7 +1,7 @@
-"""Scans and pictures to learn from without labels: everything readable below some folders.
+"""Finding scans and pictures for training without labels, in folders of mixed formats.
 
-Formats may be mixed. What is known to be a label map by its name is passed over, for an expert that learned to encode
-label maps would look well trained and be useless.
+Files and folders whose names mark them as label maps are skipped: an expert that is trained on label maps reaches a low
+loss and is useless.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from samora_monai.data.datalist import DEFAULT_DATALIST, find_cases, has_lists
-from samora_monai.data.scans import absolute, walk
+from samora_monai.data.scans import absolute, iterate_scans
 from samora_monai.errors import InputError, MissingFileError
 
 _FORMATS = {
@@ -31,12 +31,12 @@ _FORMATS = {
     "JPEG": (".jpg", ".jpeg"),
     "TIFF": (".tif", ".tiff"),
 }
-DICOM = "DICOM"  # has no suffix: it is a folder
+DICOM = "DICOM"  # a folder, without a suffix
 FORMATS = (*_FORMATS, DICOM)
 SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
-LOOKED_FOR = f"files ({', '.join(SUFFIXES)}) or folders with a DICOM series"
+_EXPECTED = f"files ({', '.join(SUFFIXES)}) or folders with a DICOM series"
 
-HELD_OUT = "imagesVal"  # a folder of this name, as the segmentation bundle's data has it
+HELD_OUT = "imagesVal"  # name of a folder, as in the data of the segmentation bundle
 _LABEL_FOLDER = re.compile(
     r"labels.*|label|masks?|seg|segmentations?|gt|ground[ _-]?truth|ground|annotations?", re.IGNORECASE
 )
@@ -45,26 +45,26 @@ _LABEL_WORD = re.compile(r"(?:^|[^a-z])(?:labels?|masks?|seg|segmentations?|gt)(
 
 @dataclass(frozen=True)
 class UnlabeledScans:
-    """What was found to learn from.
+    """Scans and pictures for training without labels.
 
     Args:
-        training: `{"image": absolute path, "format": one of FORMATS}` per scan or picture, sorted by path.
+        training: `{"image": absolute path, "format": one of FORMATS}` for each scan or picture, sorted by path.
         validation: the same, held out; may be empty.
         source: the roots.
-        passed_over: folders that were not searched, for their names say that they hold labels.
-        label_files: files beside scans that were not taken, for their names say that they are labels (KiTS, LiTS).
-        modality: what the datalists state, `"CT"` or `"MR"`; `None` if they state nothing, or both.
+        label_folders: folders that were not searched because of their names.
+        label_files: files that were skipped because of their names, such as those of KiTS and LiTS.
+        modality: `"CT"` or `"MR"`, as stated by datalists; `None` if none states it or they differ.
     """
 
     training: tuple[dict[str, str], ...]
     validation: tuple[dict[str, str], ...]
     source: str
-    passed_over: tuple[str, ...] = ()
+    label_folders: tuple[str, ...] = ()
     label_files: tuple[str, ...] = ()
     modality: str | None = None
 
     def counts(self) -> dict[str, int]:
-        """How many scans there are in each format that occurs, both parts together."""
+        """Number of scans of each format that occurs, training and validation together."""
         found = Counter(item["format"] for item in self.training + self.validation)
         return {name: found[name] for name in FORMATS if found[name]}
 
@@ -75,24 +75,26 @@ def find_unlabeled(
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> UnlabeledScans:
-    """Find scans and pictures, and hold some out.
+    """Find scans and pictures, and hold some of them out.
 
     Each root is one of
 
     - a file;
-    - a folder with a datalist: its `unlabeled` and `training` images train, its `validation` images are held out;
-    - any other folder, also with a `dataset.json` that lists nothing (nnU-Net's): its whole tree is searched, hidden
-      files and folders, label folders (`labels...`, `masks`, `seg`, `gt`, `ground truth`, ...) and label files (such a
-      word in the name) excepted. A folder in it that has a `dataset.json` is read by that, and what is in a folder
-      `imagesVal` is held out; of the rest `validation_fraction`, as of a datalist without `validation`.
+    - a folder with a datalist: its `unlabeled` and `training` images are for training, its `validation` images are held
+      out;
+    - any other folder, also with a `dataset.json` without lists (nnU-Net's): the tree is searched, except for hidden
+      files and folders, label folders (`labels...`, `masks`, `seg`, `gt`, `ground truth`, ...) and label files (with
+      such a word in the name). For a sub-folder with a `dataset.json`, that file decides. Files in a folder `imagesVal`
+      are held out, and `validation_fraction` of the others, as of a datalist without `validation`.
 
-    A file that is reached twice, also through a link, counts once; one that any datalist holds out is never trained on.
+    A file that is found twice, also through a link, counts once. A file that any datalist holds out is never used for
+    training.
 
     Args:
-        roots: one root or several; their order does not matter.
-        datalist: the datalist's name in its root, or its absolute path.
-        validation_fraction: part of the files (not slices) without a datalist that is held out, at least one if there
-            are two; 0: none.
+        roots: one root or several, in any order.
+        datalist: name of the datalist in its root, or its absolute path.
+        validation_fraction: part of the files (not slices) without a datalist to hold out, at least one if there are
+            two; 0: none.
         seed: seed of that choice.
 
     Raises:
@@ -120,45 +122,45 @@ def find_unlabeled(
         training=_items(path_of[key] for key in path_of.keys() - held_out),
         validation=_items(path_of[key] for key in held_out),
         source=", ".join(str(path) for path in sorted(paths)),
-        passed_over=tuple(sorted(found.label_folders)),
+        label_folders=tuple(sorted(found.label_folders)),
         label_files=tuple(sorted(found.label_files)),
         modality=next(iter(found.modalities)) if len(found.modalities) == 1 else None,
     )
 
 
 def format_of(path: str | os.PathLike) -> str:
-    """The format of a file or DICOM folder, one of `FORMATS`.
+    """Return the format of a file or DICOM folder, one of `FORMATS`.
 
     Raises:
-        InputError: none of them.
+        InputError: unknown format.
     """
     if os.path.isdir(path):
         return DICOM
     for name, suffixes in _FORMATS.items():
         if str(path).lower().endswith(suffixes):
             return name
-    raise InputError(f"'{path}' is of no known format; expected {LOOKED_FOR}")
+    raise InputError(f"'{path}' is of no known format; expected {_EXPECTED}")
 
 
 @dataclass
 class _Found:
-    """Paths by their real path, the smallest one where a file was reached by several."""
+    """What a search has found. The dictionaries map real paths to the alphabetically first path of a file."""
 
     free: dict[str, str] = field(default_factory=dict)
-    listed: dict[str, str] = field(default_factory=dict)  # in a datalist, held out or not
+    listed: dict[str, str] = field(default_factory=dict)  # in a datalist, or held out by the name of a folder
     held_out: set[str] = field(default_factory=set)
     label_folders: set[str] = field(default_factory=set)
     label_files: set[str] = field(default_factory=set)
-    modalities: set[str] = field(default_factory=set)  # that datalists state
+    modalities: set[str] = field(default_factory=set)  # as stated by datalists
 
     def add_root(self, root: Path, datalist: str | os.PathLike) -> None:
         if not root.exists():
-            raise MissingFileError(f"'{root}' does not exist; give {LOOKED_FOR}")
+            raise MissingFileError(f"'{root}' does not exist; give {_EXPECTED}")
         if root.is_file():
             _add(self.free, root)
         elif _is_listed(root, datalist):
             cases = find_cases(root, datalist)
-            # a list without held-out scans leaves the choice to `validation_fraction`
+            # without held-out scans in the list, `validation_fraction` applies
             into = self.listed if cases.validation else self.free
             for case in cases.unlabeled + cases.training + cases.validation:
                 _add(into, case["image"])
@@ -167,19 +169,19 @@ class _Found:
                 self.modalities.add(cases.modality)
         else:
             before = len(self.listed)
-            scans = list(walk(root, SUFFIXES, self._is_wanted))
+            scans = list(iterate_scans(root, SUFFIXES, self._include))
             if not scans and len(self.listed) == before:
                 labels = [path for path in self.label_folders | self.label_files if Path(path).is_relative_to(root)]
                 only = f"; {len(labels)} files or folders are named as labels" if labels else ""
-                raise InputError(f"nothing to learn from in '{root}'; looked for {LOOKED_FOR} in its tree{only}")
+                raise InputError(f"nothing to learn from in '{root}'; looked for {_EXPECTED} in its tree{only}")
             for scan in scans:
                 held_out = HELD_OUT in Path(scan).relative_to(root).parts[:-1]
                 _add(self.listed if held_out else self.free, scan)
                 if held_out:
                     self.held_out.add(os.path.realpath(scan))
 
-    def _is_wanted(self, path: Path) -> bool:
-        """Whether the walk goes on to `path`; a data set with a datalist of its own is read by that."""
+    def _include(self, path: Path) -> bool:
+        """Whether to search a sub-folder or take a file; a sub-folder with a datalist is added as a root."""
         if path.is_dir():
             if (path / DEFAULT_DATALIST).is_file() and _is_listed(path, DEFAULT_DATALIST):
                 self.add_root(path, DEFAULT_DATALIST)
@@ -199,14 +201,14 @@ def _add(paths: dict[str, str], path: str | os.PathLike) -> None:
 
 
 def _is_listed(root: Path, datalist: str | os.PathLike) -> bool:
-    """Whether `find_cases` is to read this root: it has a datalist with lists, or lacks one that was asked for."""
+    """Whether to read this root by `find_cases`: it has a datalist with lists, or lacks the datalist that was given."""
     file = root / Path(datalist).expanduser()
     if not file.is_file():
         return str(datalist) != DEFAULT_DATALIST
     try:
         header = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        return True  # find_cases says what is wrong with it
+        return True  # find_cases raises the error
     return not isinstance(header, dict) or has_lists(header)
 
 

@@ -192,7 +192,7 @@ def _same_cases(images: dict[str, Path], labels: dict[str, Path]) -> None:
 def _load_pair(image: Path, label: Path) -> Volume:
     grey, organs = (LoadCase(image_only=True)(file) for file in (image, label))
     if float((grey.affine - organs.affine).abs().max()) > AFFINE_TOLERANCE:
-        raise InputError(f"label '{label}' does not lie on the grid of '{image}': their affines differ; get them again")
+        raise InputError(f"label '{label}' is not on the grid of '{image}': their affines differ; get them again")
     return grey.numpy(), organs.numpy(), grey.affine.numpy()
 
 

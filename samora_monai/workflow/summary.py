@@ -84,7 +84,7 @@ def print_pretraining_summary(
         return
     formats = ", ".join(f"{count} {name}" for name, count in scans.counts().items())
     rows = [("data", scans.source), ("files", formats)]
-    rows += [("passed over", f"folder of labels {folder}") for folder in scans.passed_over]
+    rows += [("passed over", f"folder of labels {folder}") for folder in scans.label_folders]
     if scans.label_files:
         rows.append(("passed over", f"{len(scans.label_files)} label files, e.g. {scans.label_files[0]}"))
     rows += [("unreadable", path) for path in (*dataset.unreadable, *held_out.unreadable)]

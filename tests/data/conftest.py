@@ -22,6 +22,26 @@ def write_nifti() -> Callable[..., Path]:
 
 
 @pytest.fixture
+def volumes(tmp_path, write_nifti):
+    """Two volumes of different shape in [0, 1]; the label is on the slices 2 and 3 of the first, 0 of the second."""
+    rng = np.random.default_rng(0)
+    arrays, data = [], []
+    for name, shape, slices in (("a", (10, 14, 6), (2, 3)), ("b", (13, 9, 4), (0,))):
+        image = rng.random(shape, dtype=np.float32)
+        label = np.zeros(shape, np.uint8)
+        for k in slices:
+            label[..., k] = rng.integers(0, 4, shape[:2])
+        arrays.append((image, label))
+        data.append(
+            {
+                "image": str(write_nifti(tmp_path / f"{name}.nii.gz", image)),
+                "label": str(write_nifti(tmp_path / f"{name}_l.nii.gz", label)),
+            }
+        )
+    return data, arrays
+
+
+@pytest.fixture
 def write_dicom() -> Callable[..., None]:
     """Write `[Z, Y, X]` as files without extension and without a UID of their own, as some archives export them."""
     import itk

@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from samora_monai.data import LoadUnlabeledd, ScaleUnlabeledd
+from samora_monai.data import LoadUnlabeledd, ScaleUnlabeledd, ScanScaling
 from samora_monai.data.any_image import ARRAYS
 from samora_monai.errors import MissingFileError
 from tests.tiny import refused
@@ -33,7 +33,7 @@ def read(path, **settings):
 
 def scaled(path, **settings):
     loaded = LoadUnlabeledd()({"image": path, "other": 1})
-    out = ScaleUnlabeledd(**settings)(loaded)
+    out = ScaleUnlabeledd("image", ScanScaling(**settings))(loaded)
     assert out["other"] == 1 and out["image"].dtype == torch.float32
     return out["image"].numpy()[0]
 
@@ -222,7 +222,7 @@ def test_scaling_of_volumes_with_units(tmp_path, write_nifti):
     low, high = np.percentile(VOLUME, [10, 90])
     out = scaled(path, modality="MR", percentiles=(10, 90))
     np.testing.assert_allclose(out, np.clip((VOLUME - low) / (high - low), 0, 1), atol=1e-5)
-    by_others = ScaleUnlabeledd()({"image": torch.tensor([[[[75.0]]]])})  # not read by our loader
+    by_others = ScaleUnlabeledd("image")({"image": torch.tensor([[[[75.0]]]])})  # not read by our loader
     assert float(by_others["image"]) == 0.5
 
 
@@ -251,12 +251,3 @@ def test_scaling_of_arrays(tmp_path):
     low, high = np.percentile(VOLUME, [0.5, 99.5])
     expected = np.clip((VOLUME - low) / (high - low), 0, 1)
     np.testing.assert_allclose(scaled(tmp_path / "hu.npy", modality="MR"), expected, atol=1e-5)
-
-
-def test_scale_settings_refused():
-    with refused("modality must be 'CT' or 'MR', got 'PET'"):
-        ScaleUnlabeledd(modality="PET")
-    with refused("window must be two increasing numbers"):
-        ScaleUnlabeledd(window=(5, 5))
-    with refused("percentiles must be two increasing numbers"):
-        ScaleUnlabeledd(percentiles=(0, 101))

@@ -51,7 +51,7 @@ def test_class_names_refused(stated, num_classes, class_names, sentence):
 def test_modality():
     for stated, setting in (("CT", "CT"), ("MR", "MR"), (None, "CT"), (None, "MR")):
         check_modality(cases(modality=stated), setting)
-    with pytest.raises(InputError, match="says that the scans are MR, but modality is CT; use --modality MR"):
+    with pytest.raises(InputError, match="states that the scans are MR, but modality is CT; use --modality MR"):
         check_modality(cases(modality="MR"), "CT")
     with pytest.raises(InputError, match="modality must be 'CT' or 'MR', got 'mri'; use --modality CT or"):
         check_modality(cases(), "mri")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from samora_monai.data import Cases, find_cases, require_validation
+from samora_monai.data import Cases, find_cases, require_validation, scans
 from samora_monai.errors import InputError, MissingFileError
+from tests.tiny import refused
 
 
 @pytest.fixture
 def dataset(tmp_path, write_nifti):
     """Three training scans, one for validation, one unlabelled, in a Decathlon-style folder."""
-    for case in ("a", "b", "c", "v"):
-        write_nifti(tmp_path / "images" / f"{case}.nii.gz")
+    for value, case in enumerate("abcvu"):
+        write_nifti(tmp_path / "images" / f"{case}.nii.gz", np.full((4, 5, 3), value, np.int16))
+    for case in "abcv":
         write_nifti(tmp_path / "labels" / f"{case}.nii.gz")
-    write_nifti(tmp_path / "images" / "u.nii.gz")
     entries = {case: {"image": f"./images/{case}.nii.gz", "label": f"labels/{case}.nii.gz"} for case in "abcv"}
     header = {
         "modality": {"0": "MRI"},
@@ -91,8 +95,9 @@ def test_names_and_modality(dataset, header, names, modality):
 
 def test_plain_folders_with_nnunet_names(tmp_path, write_nifti):
     """nnU-Net's `dataset.json` states names but lists no files."""
-    for name in ("imagesTr/p_0000", "labelsTr/p", "imagesTr/q_0000", "labelsTr/q", "imagesVal/r", "labelsVal/r"):
-        write_nifti(tmp_path / f"{name}.nii.gz")
+    names = ("imagesTr/p_0000", "labelsTr/p", "imagesTr/q_0000", "labelsTr/q", "imagesVal/r", "labelsVal/r")
+    for value, name in enumerate(names):
+        write_nifti(tmp_path / f"{name}.nii.gz", np.full((4, 5, 3), value, np.int16))
     write_nifti(tmp_path / "imagesUnlabeled" / "s.nii")
     assert find_cases(tmp_path).source == str(tmp_path)
     save(tmp_path, {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "numTraining": 2})
@@ -173,9 +178,19 @@ def test_scan_listed_twice(dataset):
     folder, header = dataset
     header["validation"].append({"image": "images/v.nii.gz", "label": "labels/a.nii.gz"})
     save(folder, header)
-    cases = find_cases(folder)
     with pytest.raises(InputError, match=r"lists '.*images/v.nii.gz' for validation more than once; list each scan"):
-        require_validation(cases)
+        find_cases(folder)
+
+
+@pytest.mark.parametrize("name", ["images/b.nii.gz", "images/../images/b.nii.gz", "images/link.nii.gz"])
+def test_scan_listed_twice_for_training(dataset, name):
+    """Also by another path or through a link."""
+    folder, header = dataset
+    (folder / "images" / "link.nii.gz").symlink_to(folder / "images" / "b.nii.gz")
+    header["training"].append({"image": name, "label": "labels/a.nii.gz"})
+    save(folder, header)
+    with refused("dataset.json' lists '", f"{Path(name).name}' for training more than once; list each scan once"):
+        find_cases(folder)
 
 
 def test_scan_in_training_and_validation(dataset):
@@ -187,3 +202,45 @@ def test_scan_in_training_and_validation(dataset):
     sentence = f"'{folder}/images/link.nii.gz' is in training and in validation of"
     with pytest.raises(InputError, match=re.escape(sentence)):
         find_cases(folder)
+
+
+def test_copy_of_a_training_scan_in_validation(dataset, monkeypatch):
+    """A copy under another name is found by its content; only scans of equal size are opened."""
+    folder, header = dataset
+    save(folder, header)
+    shutil.copy(folder / "images" / "b.nii.gz", folder / "images" / "other.nii.gz")
+    header["validation"].append({"image": "images/other.nii.gz", "label": "labels/b.nii.gz"})
+    save(folder, header)
+    with refused(f"'{folder}/images/other.nii.gz' in validation of", f"is a copy of '{folder}/images/b.nii.gz' in"):
+        find_cases(folder)
+    content = bytearray((folder / "images" / "b.nii.gz").read_bytes())
+    content[4] ^= 1  # gzip's time: the same size, and the same part in the middle
+    (folder / "images" / "other.nii.gz").write_bytes(content)
+    assert len(find_cases(folder).validation) == 2
+    monkeypatch.setattr(scans, "_sample", lambda scan: pytest.fail(f"{scan} was opened"))
+    (folder / "images" / "other.nii.gz").write_bytes(content + b"\0")
+    (folder / "images" / "v.nii.gz").write_bytes(content + b"\0\0")
+    assert len(find_cases(folder).validation) == 2
+
+
+def test_copy_of_a_dicom_series_in_validation(dataset, write_dicom):
+    folder, header = dataset
+    write_dicom(folder / "images" / "series", np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+    shutil.copytree(folder / "images" / "series", folder / "images" / "moved")
+    header["training"].append({"image": "images/series", "label": "labels/a.nii.gz"})
+    header["validation"].append({"image": "images/moved", "label": "labels/a.nii.gz"})
+    save(folder, header)
+    with refused("images/moved' in validation of", "is a copy of"):
+        find_cases(folder)
+    write_dicom(folder / "images" / "moved", np.arange(60, dtype=np.int16).reshape(3, 4, 5)[::-1].copy())
+    assert len(find_cases(folder).validation) == 2
+
+
+def test_required_validation(dataset):
+    folder, header = dataset
+    save(folder, header)
+    assert [case["image"] for case in require_validation(find_cases(folder))] == [f"{folder}/images/v.nii.gz"]
+    del header["validation"]
+    save(folder, header)
+    with refused("no validation scans in '", "add a list 'validation' to the datalist, or fill imagesVal/"):
+        require_validation(find_cases(folder))

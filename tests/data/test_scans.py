@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,25 @@ def test_two_series_in_one_folder(tmp_path, write_dicom):
     write_dicom(tmp_path / "s", SERIES[:2], "1.2.2", z=99)
     with pytest.raises(InputError, match=r"s' holds 2 series \(3 \+ 2 files\), expected one; move each series"):
         find_scans(tmp_path)
+
+
+def test_slices_at_one_position(tmp_path, write_dicom):
+    """The same series twice, which ITK reads as one interleaved volume with half the spacing."""
+    write_dicom(tmp_path / "s", SERIES)
+    for file in list((tmp_path / "s").iterdir()):
+        shutil.copy(file, file.with_name(f"copy_of_{file.name}"))
+    sentence = r"s' has two slices at one position, '.*IM_0' and '.*IM_0'; keep one file for each slice"
+    for read in (find_scans, lambda folder: LoadCased("image")({"image": folder})):
+        with pytest.raises(InputError, match=sentence):
+            read(tmp_path / "s")
+
+
+def test_two_series_of_a_datalist(tmp_path, write_dicom):
+    """MONAI's reader takes one of them silently."""
+    write_dicom(tmp_path / "s", SERIES[:3], "1.2.1")
+    write_dicom(tmp_path / "s", SERIES[:2], "1.2.2", z=99)
+    with pytest.raises(InputError, match=r"s' holds 2 series \(3 \+ 2 files\), expected one; move each series"):
+        LoadCased("image")({"image": tmp_path / "s"})
 
 
 def test_results_are_no_scans(tmp_path, write_nifti):

@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
-from monai.transforms import EnsureChannelFirstd, RandScaleIntensityd
+from monai.transforms import RandScaleIntensityd
 from monai.utils import set_determinism
 
-from samora_monai.data import LoadCased, SliceDataset, slice_cache
-from samora_monai.errors import InputError, MissingFileError
-from tests.tiny import refused
-
-READ = (LoadCased(["image", "label"]), EnsureChannelFirstd(["image", "label"]))
-READ_IMAGE = (LoadCased("image"), EnsureChannelFirstd("image"))
-
-
-def items(dataset):
-    return [dataset[i] for i in range(len(dataset))]
-
-
-@pytest.fixture
-def volumes(tmp_path, write_nifti):
-    """Two volumes of different shape in [0, 1]; the label is on the slices 2 and 3 of the first, 0 of the second."""
-    rng = np.random.default_rng(0)
-    arrays, data = [], []
-    for name, shape, slices in (("a", (10, 14, 6), (2, 3)), ("b", (13, 9, 4), (0,))):
-        image = rng.random(shape, dtype=np.float32)
-        label = np.zeros(shape, np.uint8)
-        for k in slices:
-            label[..., k] = rng.integers(0, 4, shape[:2])
-        arrays.append((image, label))
-        data.append(
-            {
-                "image": str(write_nifti(tmp_path / f"{name}.nii.gz", image)),
-                "label": str(write_nifti(tmp_path / f"{name}_l.nii.gz", label)),
-            }
-        )
-    return data, arrays
+from samora_monai.data import SliceDataset
+from samora_monai.errors import InputError
+from tests.data.reading import READ, READ_IMAGE, items
 
 
 def triangle_weights(old, new):
@@ -54,15 +23,15 @@ def triangle_weights(old, new):
     return weights / weights.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize(("axis", "size"), [(-1, 8), (3, 20), (1, 8), (-2, 8)])
+@pytest.mark.parametrize(("axis", "size"), [(2, 8), (2, 20), (0, 8), (1, 8)])
 def test_items_equal_the_literal_resizing(volumes, axis, size):
     data, arrays = volumes
     dataset = SliceDataset(data, READ, image_size=size, slice_axis=axis)
     expected = []
     for image, label in arrays:
-        for k in range(image.shape[axis - 1 if axis > 0 else axis]):
-            plane = image.take(k, axis - 1 if axis > 0 else axis)
-            mask = label.take(k, axis - 1 if axis > 0 else axis)
+        for k in range(image.shape[axis]):
+            plane = image.take(k, axis)
+            mask = label.take(k, axis)
             rows, columns = (triangle_weights(old, size) for old in plane.shape)
             near = [((np.arange(size) + 0.5) * old / size).astype(int) for old in plane.shape]
             expected.append((rows @ plane @ columns.T, mask[np.ix_(*near)]))
@@ -166,58 +135,6 @@ def test_an_unreadable_scan_is_named(tmp_path):
     assert "bad.nii" in str(raised.value.__cause__)
 
 
-def test_nearly_empty_slices_are_left_out_and_counted(tmp_path, write_nifti):
-    """A slice stays if at least the given part of its pixels, after resizing, is above 0.1."""
-    image = np.zeros((10, 10, 5), np.float32)
-    image[:, 0, 1] = 0.11  # a tenth of the pixels
-    image[..., 2] = 0.1  # background, however much of it
-    image[:5, :, 3] = image[..., 4] = 0.5
-    data = [{"image": str(write_nifti(tmp_path / f"{name}.nii", image))} for name in "ab"]
-    settings = {"image_size": 10, "cache_key": "x"}
-    for more in ({}, {"cache_dir": tmp_path / "cache"}, {"cache_dir": tmp_path / "cache"}):  # and from the cache
-        for min_content, kept in ((0, 10), (0.01, 6), (0.1, 6), (0.2, 4), (0.5, 4), (0.6, 2), (1, 2)):
-            dataset = SliceDataset(data, READ_IMAGE, min_content=min_content, **settings, **more)
-            assert (len(dataset), dataset.num_empty, dataset.num_slices_total) == (kept, 10 - kept, 10)
-        assert [float(item["image"].mean()) for item in items(dataset)] == [0.5, 0.5]
-        half = SliceDataset(data, READ_IMAGE, min_content=0.2, slice_fraction=0.5, **settings, **more)
-        assert len(half) == 2  # of the four that have content
-        assert min(float(item["image"].mean()) for item in items(half)) >= 0.25
-    with refused("each of the 3 slices has less than 0.5 of its pixels above 0.1; use a lower --min_content"):
-        SliceDataset([{"image": str(write_nifti(tmp_path / "c.nii"))}], READ_IMAGE, image_size=4, min_content=0.5)
-    for wrong in (-0.1, 1.5):
-        with refused(f"min_content must be a part of the pixels from 0 to 1, got {wrong}"):
-            SliceDataset(data, READ_IMAGE, min_content=wrong)
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_skip_unreadable(tmp_path, write_nifti, capsys, cached):
-    good = [{"image": str(write_nifti(tmp_path / f"{name}.nii", np.ones((4, 4, 2), np.float32)))} for name in "ab"]
-    (tmp_path / "bad.nii").write_bytes(b"no image")
-    bad, gone = ({"image": str(tmp_path / name)} for name in ("bad.nii", "gone.nii"))
-    settings = {"image_size": 4} | ({"cache_dir": tmp_path / "cache", "cache_key": "x"} if cached else {})
-    for _ in range(2):
-        dataset = SliceDataset([good[0], bad, gone, good[1]], READ_IMAGE, skip_unreadable=True, **settings)
-        assert (len(dataset), dataset.num_volumes) == (4, 2)
-        assert dataset.unreadable == [bad["image"], gone["image"]]
-        first, second = capsys.readouterr().out.splitlines()
-        assert first.startswith(f"left out: cannot read '{bad['image']}': ")
-        assert second.startswith("left out: ") and f"'{gone['image']}' does not exist" in second
-    assert SliceDataset(good, READ_IMAGE, **settings).unreadable == []
-    with refused(f"none of 2 scans could be read; the first: cannot read '{bad['image']}'"):
-        SliceDataset([bad, gone], READ_IMAGE, skip_unreadable=True, **settings)
-    with pytest.raises((RuntimeError, MissingFileError)):  # without it the run stops
-        SliceDataset([*good, gone], READ_IMAGE, **settings)
-
-
-def test_only_a_users_mistake_is_skipped(tmp_path, write_nifti):
-    def broken(item):
-        raise KeyError("a bug")
-
-    data = [{"image": str(write_nifti(tmp_path / "a.nii"))}]
-    with pytest.raises(RuntimeError, match="broken"):
-        SliceDataset(data, broken, skip_unreadable=True)
-
-
 def test_half_is_half_the_memory_and_nearly_the_same(volumes):
     data, _ = volumes
     full, half = SliceDataset(data, READ, image_size=8), SliceDataset(data, READ, image_size=8, half=True)
@@ -226,121 +143,3 @@ def test_half_is_half_the_memory_and_nearly_the_same(volumes):
         assert other["image"].dtype == torch.float32
         assert 0 < float((one["image"] - other["image"]).abs().max()) < 2.0**-11
         assert torch.equal(one["label"], other["label"])
-
-
-class Counting:
-    """The transforms of a scan, and the scans that they read."""
-
-    def __init__(self):
-        self.names = []
-
-    def __call__(self, item):
-        self.names.append(Path(item["image"]).name)
-        for transform in READ_IMAGE:
-            item = transform(item)
-        return item
-
-
-@pytest.fixture
-def cached(tmp_path, volumes):
-    """Two scans without labels, and a data set of them that is cached by default."""
-    scans = [{"image": item["image"]} for item in volumes[0]]
-
-    def make(read=None, data=scans, **settings):
-        settings = {"image_size": 8, "cache_dir": tmp_path / "cache" / "deep", "cache_key": "CT"} | settings
-        return SliceDataset(data, READ_IMAGE if read is None else read, **settings)
-
-    return make
-
-
-@pytest.mark.parametrize("half", [False, True])
-def test_two_data_sets_share_the_cache(cached, tmp_path, half):
-    """The same items as from memory; the second data set reads no scan, and holds nothing."""
-    first, second = Counting(), Counting()
-    plain = items(cached(half=half, cache_dir=None))
-    datasets = [cached(first, half=half), cached(second, half=half)]
-    assert (first.names, second.names) == (["a.nii.gz", "b.nii.gz"], [])
-    for dataset in (*datasets, pickle.loads(pickle.dumps(cached(half=half)))):
-        assert (len(dataset), dataset.num_volumes, dataset.num_slices_total, dataset.nbytes) == (10, 2, 10, 0)
-        for one, other in zip(plain, items(dataset), strict=True):
-            assert set(other) == {"image"}
-            assert other["image"].dtype == torch.float32
-            assert torch.equal(one["image"], other["image"])
-    files = sorted((tmp_path / "cache" / "deep").iterdir())
-    assert len(files) == 4 and not [file for file in files if file.name.startswith(".")]
-    slices = np.load(next(file for file in files if not file.stem.endswith("_content")), mmap_mode="r")
-    assert slices.dtype == (np.float16 if half else np.float32)
-    datasets[0][0]["image"].fill_(9)  # items are copies
-    assert torch.equal(datasets[0][0]["image"], plain[0]["image"])
-
-
-def test_a_changed_scan_or_setting_is_read_again(cached, tmp_path, write_nifti, monkeypatch):
-    def read_by(**settings):
-        counting = Counting()
-        dataset = cached(counting, **settings)
-        return counting.names, dataset
-
-    assert read_by()[0] == ["a.nii.gz", "b.nii.gz"]
-    for settings in ({"cache_key": "MR"}, {"image_size": 9}, {"slice_axis": 1}, {"half": True}):
-        assert len(read_by(**settings)[0]) == 2
-        assert read_by(**settings)[0] == []
-    # what is chosen among the slices is no reason to read them again
-    assert read_by(slice_fraction=0.5, min_content=0.1, seed=7)[0] == []
-    os.utime(tmp_path / "b.nii.gz", (1, 1))
-    assert read_by()[0] == ["b.nii.gz"]
-    write_nifti(tmp_path / "a.nii.gz", np.full((8, 8, 3), 0.25, np.float32))
-    names, dataset = read_by()
-    assert (names, len(dataset), float(dataset[0]["image"].mean())) == (["a.nii.gz"], 7, 0.25)
-    assert read_by()[0] == []
-    monkeypatch.setattr(slice_cache, "__version__", "99")
-    assert len(read_by()[0]) == 2
-
-
-def test_parts_of_a_scan_are_watched(tmp_path):
-    """The files of a DICOM folder, and the values beside an `.mhd` header."""
-    cache = slice_cache.SliceCache(tmp_path / "cache", "x")
-    for scan, part in (("series", "series/IM_2"), ("a.mhd", "a.raw")):
-        (tmp_path / "series").mkdir(exist_ok=True)
-        for name in ("series/IM_1", "series/IM_2", "a.mhd", "a.raw", "b.raw"):
-            (tmp_path / name).write_bytes(b"x")
-        before = cache.file_of(tmp_path / scan)
-        os.utime(tmp_path / "b.raw", (1, 1))
-        assert cache.file_of(tmp_path / scan) == before
-        (tmp_path / part).write_bytes(b"xx")
-        assert cache.file_of(tmp_path / scan) != before
-
-
-def test_cached_slices_reach_workers(cached):
-    loader = DataLoader(cached(), batch_size=5, num_workers=2)
-    expected = torch.stack([item["image"] for item in items(cached(cache_dir=None))])
-    assert torch.equal(torch.cat([batch["image"] for batch in loader]), expected)
-
-
-def test_an_interrupted_write_leaves_nothing_that_is_taken_for_slices(cached, tmp_path, monkeypatch):
-    def full(stream, array):
-        stream.write(b"half an array")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(slice_cache.np, "save", full)
-    for skip in (False, True):  # a full disk is no unreadable scan
-        with refused("cannot write to cache folder '", "No space left on device", "choose another with --cache_dir"):
-            cached(skip_unreadable=skip)
-    assert list((tmp_path / "cache" / "deep").iterdir()) == []
-    monkeypatch.undo()
-    assert len(cached()) == 10
-
-
-def test_cache_refused(cached, volumes, tmp_path):
-    with refused("cache_dir is for scans without labels"):
-        cached(data=volumes[0])
-    for key in (None, ""):
-        with refused("cache_dir needs a cache_key"):
-            cached(cache_key=key)
-    (tmp_path / "file").write_text("")
-    with refused("cannot create cache folder '", "choose another with --cache_dir"):
-        cached(cache_dir=tmp_path / "file" / "cache")
-    cached()
-    for file in (tmp_path / "cache" / "deep").iterdir():
-        file.write_bytes(b"rotten")
-    with refused("cannot read cached slices '", "remove them to make them anew"):
-        cached()

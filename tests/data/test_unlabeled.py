@@ -19,7 +19,7 @@ from tests.tiny import refused
 def touch(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x" * 200)
+        (root / name).write_bytes(name.encode().ljust(200, b"x"))
 
 
 def names(items, root):
@@ -47,7 +47,7 @@ def test_mixed_tree(tmp_path, write_dicom):
     assert scans.counts() == {
         "NIfTI": 2, "MHA": 2, "NRRD": 1, "npy": 1, "npz": 1, "HDF5": 2, "PNG": 1, "JPEG": 2, "TIFF": 2, "DICOM": 1
     }  # fmt: skip
-    assert (scans.validation, scans.source, scans.passed_over) == ((), str(tmp_path), ())
+    assert (scans.validation, scans.source, scans.label_folders) == ((), str(tmp_path), ())
 
 
 def test_labels_are_passed_over_and_named(tmp_path):
@@ -64,7 +64,7 @@ def test_labels_are_passed_over_and_named(tmp_path):
     scans = find_unlabeled(tmp_path, validation_fraction=0)
     kept = sorted(("segments/a.nii", "maskrcnn/a.nii", "imagesTr/a.nii", *others))
     assert names(scans.training, tmp_path) == kept
-    assert scans.passed_over == tuple(sorted(f"{tmp_path}/{folder}" for folder in folders))
+    assert scans.label_folders == tuple(sorted(f"{tmp_path}/{folder}" for folder in folders))
     assert scans.label_files == tuple(sorted(f"{tmp_path}/{file}" for file in files))
     assert found(tmp_path / "seg") == ["a.nii"]  # one that is asked for by name is searched
     with refused("nothing to learn from in", "2 files or folders are named as labels"):

@@ -342,7 +342,7 @@ def _in_hu(source: Path) -> None:
     ("form", "spoil", "words"),
     [
         ("btcv", _spoil_value, ["label0005.nii.gz' has the value 77", "expected one of 0, 1, 2"]),
-        ("btcv", _spoil_affine, ["label0005.nii.gz' does not lie on the grid of", "img0005.nii.gz"]),
+        ("btcv", _spoil_affine, ["label0005.nii.gz' is not on the grid of", "img0005.nii.gz"]),
         ("btcv", _spoil_length, ["case0005 has 3 slices, expected 4 as published"]),
         ("btcv", _spoil_shape, ["the image of case0005 has the shape [6, 5, 4] and its label [6, 4, 4]"]),
         ("btcv", _cut("img0005.nii.gz"), ["cannot read", "img0005.nii.gz'"]),

@@ -1,15 +1,19 @@
-"""Reading, checking and scaling of one case."""
+"""Reading and checking one case."""
 
 from __future__ import annotations
 
+import gzip
+
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirstd, LoadImaged
 
-from samora_monai.data import CheckCased, LoadCased, ScaleScand
+from samora_monai.data import CheckCased, LoadCased
 from samora_monai.errors import InputError, MissingFileError
+from tests.tiny import refused
 
 
 def load(item, keys=("image", "label")):
@@ -56,6 +60,39 @@ def test_unreadable_files(tmp_path, write_nifti):
         LoadCased("image")({"image": str(tmp_path / "folder")})
 
 
+def test_a_wrong_crc_is_noticed(tmp_path, write_nifti):
+    """nibabel itself stops before the CRC at the end of a gzip file."""
+    array = np.random.default_rng(0).integers(0, 999, (32, 32, 8)).astype(np.int16)
+    path = write_nifti(tmp_path / "a.nii.gz", array)
+    whole = path.read_bytes()
+    for position in (-8, -1, len(whole) // 2):  # CRC, size, voxels
+        content = bytearray(whole)
+        content[position] ^= 1
+        path.write_bytes(content)
+        with refused(f"cannot read '{path}': the file is damaged (", "; copy it again"):
+            LoadCased("image")({"image": str(path)})
+    path.write_bytes(whole + gzip.compress(b"more"))  # a second member is legal
+    np.testing.assert_array_equal(LoadCased("image")({"image": str(path)})["image"].numpy(), array)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_complex_values_are_refused(tmp_path, write_nifti, name, dtype):
+    path = write_nifti(tmp_path / name, np.full((4, 5, 3), 1 + 2j, dtype))
+    with refused(f"'{path}' holds values of type {np.dtype(dtype)}, expected real numbers; save the magnitude"):
+        LoadCased("image")({"image": str(path)})
+
+
+def test_scaled_and_big_endian_files_are_read_as_nibabel_reads_them(tmp_path):
+    for name in ("a.nii.gz", "a.nii"):
+        image = nib.Nifti1Image(np.arange(60, dtype=">i2").reshape(4, 5, 3), np.eye(4))
+        image.header.set_slope_inter(0.5, -7)
+        nib.save(image, tmp_path / name)
+        array = LoadCased("image")({"image": str(tmp_path / name)})["image"].numpy()
+        np.testing.assert_array_equal(array, nib.load(tmp_path / name).get_fdata())
+        assert array.min() < 0
+
+
 def test_check_passes_cases_unchanged(tmp_path, write_nifti):
     label = np.zeros((4, 5, 3), np.uint8)
     label[1] = 2
@@ -96,14 +133,29 @@ def test_no_place_in_space(value):
     affine = torch.eye(4)
     affine[1, 1] = value
     image = MetaTensor(torch.zeros(1, 4, 5, 3), affine=affine, meta={"filename_or_obj": "s/i.nii.gz"})
-    with pytest.raises(InputError, match=r"image 's/i.nii.gz' lies nowhere in space: its affine \[\[1.0, .*header"):
+    with pytest.raises(
+        InputError, match=r"image 's/i.nii.gz' has an affine that cannot be inverted, \[\[1.0, .*header"
+    ):
         CheckCased("image")({"image": image})
+
+
+def test_singular_affine_after_rounding_to_float32(tmp_path, write_nifti):
+    """The third axis is the sum of the others, up to the precision of the header."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[0.7, 0.1, 0.8], [0.3, 0.9, 1.2], [0.1, 0.3, 0.4]])
+    path = write_nifti(tmp_path / "a.nii.gz", affine=affine)
+    loaded = load({"image": path, "label": path})
+    assert torch.linalg.matrix_rank(loaded["image"].affine[:3, :3]) == 3
+    with refused(f"image '{path}' has an affine that cannot be inverted"):
+        CheckCased(["image", "label"], num_classes=2)(loaded)
+    thin = np.diag([0.05, 0.05, 50.0, 1.0])  # unusual, but no mistake
+    CheckCased("image")(load({"image": write_nifti(tmp_path / "b.nii.gz", affine=thin)}))
 
 
 def test_label_on_another_grid(tmp_path, write_nifti):
     image = write_nifti(tmp_path / "i.nii.gz")
     other_shape = write_nifti(tmp_path / "l.nii.gz", np.zeros((4, 5, 2), np.uint8))
-    names = r"label '.*/l.nii.gz' does not lie on the grid of image '.*/i.nii.gz'"
+    names = r"label '.*/l.nii.gz' is not on the grid of image '.*/i.nii.gz'"
     with pytest.raises(InputError, match=names + r": shape \[4, 5, 2\], expected \[4, 5, 3\]; resample"):
         CheckCased("image")(load({"image": image, "label": other_shape}))
     moved = np.eye(4)
@@ -133,51 +185,3 @@ def test_label_values(tmp_path, write_nifti, values, num_classes, sentence):
     }
     with pytest.raises(InputError, match="label '.*l.nii.gz' " + sentence):
         CheckCased("image", num_classes=num_classes)(load(item))
-
-
-def test_ct_window():
-    hu = torch.tensor([-1000.0, -125, -25, 75, 275, 3000]).reshape(1, 1, 2, 3)
-    out = ScaleScand("image")({"image": MetaTensor(hu), "model": "kept"})["image"]
-    torch.testing.assert_close(out.as_tensor().flatten(), torch.tensor([0, 0, 0.25, 0.5, 1, 1]))
-    narrow = ScaleScand("image", window=[0, 100])({"image": hu})["image"]
-    torch.testing.assert_close(torch.as_tensor(narrow).flatten(), torch.tensor([0, 0, 0, 0.75, 1, 1]))
-
-
-def test_mr_percentiles():
-    grey = torch.arange(1001, dtype=torch.float32).reshape(1, 7, 11, 13)
-    out = ScaleScand("image", modality="MR", percentiles=(10, 90))({"image": grey})["image"]
-    expected = ((grey - 100) / 800).clamp(0, 1)
-    torch.testing.assert_close(torch.as_tensor(out), expected)
-
-
-@pytest.mark.parametrize("value", [0.0, 7.0])
-def test_constant_mr_volume_becomes_zeros(value):
-    out = ScaleScand("image", modality="MR")({"image": torch.full((1, 2, 3, 4), value)})["image"]
-    assert out.shape == (1, 2, 3, 4)
-    assert not out.any()
-
-
-@pytest.mark.filterwarnings("ignore:Divide by zero")
-def test_mr_volume_that_is_nearly_all_background():
-    grey = torch.zeros(1, 10, 10, 10)
-    grey[0, 0, 0, 0] = 500
-    out = ScaleScand("image", modality="MR")({"image": grey})["image"]
-    torch.testing.assert_close(torch.as_tensor(out), grey / 500)
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"modality": "PET"}, "modality must be 'CT' or 'MR', got 'PET'"),
-        (
-            {"window": (275, -125)},
-            r"window must be two increasing numbers, got \(275, -125\); use for example --window",
-        ),
-        ({"window": 400}, "window must be two increasing numbers, got 400"),
-        ({"window": "[-125,275"}, r"window must be two increasing numbers, got '\[-125,275'"),
-        ({"percentiles": (0.5, 101)}, "percentiles must be two increasing numbers"),
-    ],
-)
-def test_scale_settings_refused(settings, sentence):
-    with pytest.raises(InputError, match=sentence):
-        ScaleScand("image", **settings)

@@ -1,0 +1,117 @@
+"""Reading one volume as slices: load, cut along one axis, resize.
+
+The slice axis comes first in what is kept, because that makes slices cheap: taken from MONAI's `[C, X, Y, Z]` layout,
+where Z runs fastest, a 512 x 512 slice is an 11 ms strided copy; here it is a contiguous block (measured on one core).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.transforms import Compose
+
+from samora_monai.data.modality import SUGGESTED_MODALITY
+from samora_monai.data.slice_cache import CachedSlices, MemorySlices, SliceCache
+
+CONTENT_ABOVE = 0.1  # pixels above this, of [0, 1], are content
+
+
+@dataclass(frozen=True)
+class VolumeSlices:
+    """Slices of one volume.
+
+    Args:
+        image: `[N, 1, S, S]` in [0, 1].
+        label: `[N, 1, S, S]`, uint8, if the volume has a label.
+        content: part `[N]` of the pixels of each slice that are content.
+        suggested_modality: the modality that the values suggest, if it is not the one of the settings.
+        has_empty_label: whether there is a label whose voxels are all background.
+    """
+
+    image: MemorySlices | CachedSlices
+    label: MemorySlices | None
+    content: np.ndarray
+    suggested_modality: str | None = None
+    has_empty_label: bool = False
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the slices in bytes."""
+        return self.image.nbytes + (self.label.nbytes if self.label else 0)
+
+    def keep(self, mask: np.ndarray) -> VolumeSlices:
+        """Return only the slices where `mask [N]` is true; the memory of the others is freed."""
+        label = self.label.keep(mask) if self.label else None
+        return replace(self, image=self.image.keep(mask), label=label, content=self.content[mask])
+
+    def item(self, position: int) -> dict[str, torch.Tensor]:
+        """Return a copy of one slice, `{"image": [1, S, S]}`, with `"label"` if there is one."""
+        item = {"image": self.image.item(position)}
+        return item if self.label is None else item | {"label": self.label.item(position)}
+
+
+class SliceReader:
+    """Read a volume as slices, from its file or from a cache.
+
+    Args:
+        transform, image_size, slice_axis, half: as in `SliceDataset`.
+        cache: where slices of volumes without labels are taken from and kept.
+    """
+
+    def __init__(
+        self,
+        transform: Sequence[Callable] | Callable,
+        image_size: int,
+        slice_axis: int,
+        half: bool,
+        cache: SliceCache | None,
+    ) -> None:
+        self.transform = transform if isinstance(transform, Compose) else Compose(transform)
+        self.image_size = image_size
+        self.slice_axis = slice_axis
+        self.half = half
+        self.cache = cache
+
+    def __call__(self, item: Mapping[str, Any]) -> VolumeSlices:
+        """Read the volume of one item of `SliceDataset.data`."""
+        if self.cache is None:
+            return self._read(item)
+        file = self.cache.file_of(item["image"])
+        if cached := self.cache.get(file):
+            return VolumeSlices(cached[0], None, cached[1])
+        volume = self._read(item)
+        assert isinstance(volume.image, MemorySlices)
+        return replace(volume, image=self.cache.put(file, volume.image.slices, volume.content))
+
+    def _read(self, item: Mapping[str, Any]) -> VolumeSlices:
+        volume = self.transform(dict(item))
+        image, label = volume["image"], volume.get("label")
+        slices = self._cut(image, torch.float32, {"mode": "bilinear", "align_corners": False, "antialias": True})
+        content = (slices > CONTENT_ABOVE).flatten(1).float().mean(dim=1).numpy()
+        has_label = isinstance(label, torch.Tensor)  # else it is a path that `transform` did not read
+        return VolumeSlices(
+            image=MemorySlices(slices.half() if self.half else slices),
+            label=MemorySlices(self._cut(label, torch.uint8, {"mode": "nearest-exact"})) if has_label else None,
+            content=content,
+            suggested_modality=image.meta.get(SUGGESTED_MODALITY) if isinstance(image, MetaTensor) else None,
+            has_empty_label=has_label and not bool(label.any()),
+        )
+
+    def _cut(self, volume: torch.Tensor, dtype: torch.dtype, interpolation: Mapping[str, Any]) -> torch.Tensor:
+        """`[1, X, Y, Z]` -> `[slices, 1, S, S]`, contiguous."""
+        plain = volume.as_tensor() if isinstance(volume, MetaTensor) else torch.as_tensor(volume)
+        assert plain.ndim == 4, f"expected [1, X, Y, Z], got {plain.shape}"
+        slices = plain.to(dtype).movedim(self.slice_axis + 1, 0)
+        size = (self.image_size, self.image_size)
+        if slices.shape[-2:] != size:
+            slices = F.interpolate(slices, size=size, **interpolation)
+        return slices.contiguous()
