@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_the_drawn_arrows_keep_networks_and_data_apart():
     assert below("networks", arrows) == {"strict", "settings", "errors"}
     assert below("data", arrows) == {"replacing", "settings", "errors"}
     order = ["demo", "workflow", "handlers", "pretraining", "checkpoints", "networks", "settings", "errors"]
-    for upper, lower in zip(order, order[1:], strict=False):
+    for upper, lower in pairwise(order):
         assert lower in below(upper, arrows), f"no way from {upper} down to {lower}"
         assert upper not in below(lower, arrows)
 
@@ -92,6 +93,13 @@ def test_no_modules_import_each_other_in_a_circle():
         tuple(TopologicalSorter(OWN_IMPORTS).static_order())
     except CycleError as e:
         pytest.fail(f"imports form a circle: {' <- '.join(e.args[1])}")
+
+
+def test_everything_outside_the_package_imports_modules_that_exist():
+    for folder in ("benchmarks", "label", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            wrong = {name for name in imported_names(path) if name.split(".")[0] == PACKAGE} - MODULES.keys()
+            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
 
 
 def test_the_root_offers_every_room():

@@ -112,6 +112,15 @@ def test_names_of_code_in_the_documentation_exist():
         assert hasattr(getattr(samora_monai, room), name) or (ROOT / "samora_monai" / room / f"{name}.py").exists()
 
 
+def test_no_merge_is_half_done():
+    suffixes = {".py", ".md", ".yaml", ".yml", ".json", ".cfg", ".toml", ".cff", ".txt", ".conf"}
+    folders = ("samora_monai", "bundles", "tests", "benchmarks", "label", "docs")
+    files = [*ROOT.glob("*"), *(file for folder in folders for file in (ROOT / folder).rglob("*"))]
+    texts = {file: file.read_text() for file in files if file.is_file() and file.suffix in suffixes}
+    assert len(texts) > 200
+    assert not [file for file, text in texts.items() if re.search(r"^[<>]{7} ", text, re.MULTILINE)]
+
+
 def test_a_checkout_finds_its_bundles():
     assert bundle_path("samora_pixel_expert") == ROOT / "bundles" / "samora_pixel_expert"
     with refused("no bundle 'samora'", "samora_image_expert, ", error=MissingFileError):
