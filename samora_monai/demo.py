@@ -26,7 +26,7 @@ from samora_monai.bundles import bundle_path
 from samora_monai.data import case_name
 from samora_monai.networks.config import DECODERS
 from samora_monai.networks.experts import LEVELS
-from samora_monai.pictures.overlay import axial_slices, most_telling_slice, save_overlay_png
+from samora_monai.pictures.overlay import axial_slices, save_overlay_png, slice_with_most_classes
 from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
 from samora_monai.synthetic.shapes import write_shapes
 
@@ -132,7 +132,7 @@ def main() -> None:
     picture = results / f"{case_name(scan)}.png"
     files = (scan, prediction, scans / "labelsVal" / scan.name)
     image, pred, label = (axial_slices(LoadImage(ensure_channel_first=True)(file)) for file in files)
-    z = most_telling_slice(label)
+    z = slice_with_most_classes(label)
     save_overlay_png(picture, (image[z] + 125) / 400, pred[z].astype(int), label[z].astype(int), CLASS_NAMES)
 
     columns = [*CLASS_NAMES[1:], "mean"]

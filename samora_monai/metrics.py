@@ -1,10 +1,10 @@
 """Dice and 95th percentile Hausdorff distance of label maps, in two conventions side by side.
 
-- MONAI's: Dice is NaN where the class is absent from the reference (`ignore_empty`), HD95 is the larger of the two
-  directed 95th percentiles, in millimetres and in voxels, NaN where either mask is empty.
-- SAMed's (https://github.com/hitachinsk/SAMed, `calculate_metric_percase`, which asks medpy): one pooled percentile in
-  voxels, and fixed values for empty masks that favour the method. Published SAM-for-Synapse numbers are counted this
-  way; compare with them in this convention only.
+- MONAI's: Dice is NaN if the class is absent from the reference (`ignore_empty`); HD95 is the larger of the two
+  directed 95th percentiles, in millimetres and in voxels, and NaN if either mask is empty.
+- SAMed's (https://github.com/hitachinsk/SAMed, `calculate_metric_percase`, which calls medpy): one percentile of the
+  pooled distances, in voxels, and fixed values for empty masks that favour the method. Published results of SAM on
+  Synapse follow this convention; compare with them in this one only.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ NAN = float("nan")
 
 
 class ClassMetrics(NamedTuple):
-    """The agreement of one class in one case."""
+    """The metrics of one class in one case."""
 
-    class_index: int  # class number, 1 ... num_classes - 1
+    class_index: int  # 1 ... num_classes - 1
     dice: float  # NaN if the class is absent from the reference
-    hd95_mm: float  # NaN if absent from either
-    hd95_voxels: float  # NaN if absent from either
+    hd95_mm: float  # NaN if the class is absent from reference or prediction
+    hd95_voxels: float  # NaN if the class is absent from reference or prediction
     samed_dice: float  # SAMed's convention, never NaN
     samed_hd95: float  # voxels, SAMed's convention, never NaN
 
 
 def samed_dice_hd95(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
-    """Dice and HD95 of two binary masks as SAMed and H-SAM count them.
+    """Dice and HD95 of two binary masks as in SAMed and H-SAM.
 
     Both masks non-empty: `2 |A and B| / (|A| + |B|)` and the 95th percentile of the surface distances of both
-    directions together. Prediction only: (1, 0). Prediction empty, whatever the reference: (0, 0).
+    directions, pooled. Prediction only: (1, 0). Prediction empty, whatever the reference: (0, 0).
 
     Args:
-        pred: the predicted mask, any number of dimensions, non-zero is foreground.
-        gt: the reference mask, same shape.
+        pred: predicted mask of any number of dimensions; non-zero is foreground.
+        gt: reference mask of the same shape.
 
     Returns:
-        Dice in [0, 1] and HD95 in voxels (spacing 1 along every axis, as in the reference code).
+        Dice in [0, 1], and HD95 in voxels (spacing 1 along every axis, as in SAMed's code).
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: the shapes differ.
     """
     pred, gt = _same_shape(np.asarray(pred) != 0, np.asarray(gt) != 0)
     if not pred.any():
@@ -65,26 +65,26 @@ def samed_dice_hd95(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
 def case_metrics(
     pred: NdarrayOrTensor, label: NdarrayOrTensor, num_classes: int, spacing: Sequence[float]
 ) -> list[ClassMetrics]:
-    """Both conventions for every foreground class of one case.
+    """Metrics of every foreground class of one case in both conventions.
 
-    Works class by class on the bounding box of the two masks, so that memory stays near that of the label maps.
+    Each class is cropped to the bounding box of its two masks, which limits memory to about that of the label maps.
 
     Args:
         pred: predicted label map [X, Y, Z] (or [X, Y]), integers 0 ... num_classes - 1.
-        label: reference label map, same shape.
+        label: reference label map of the same shape.
         num_classes: number of classes, background included.
         spacing: voxel size in mm along the axes of the maps.
 
     Returns:
-        one row for each class 1 ... num_classes - 1.
+        One row for each class 1 ... num_classes - 1.
 
     Raises:
-        ValueError: if the shapes differ, or `spacing` does not fit them.
+        ValueError: the shapes differ, or `spacing` has another number of axes.
     """
     pred_map, label_map = _same_shape(_as_integers(pred), _as_integers(label))
     if len(spacing) != pred_map.ndim:
         raise ValueError(f"spacing has {len(spacing)} entries, expected {pred_map.ndim}, one for each axis")
-    # both lists have an entry per class up to the largest one present
+    # both lists have an entry for each class up to the largest one present
     boxes = find_objects(pred_map, num_classes - 1), find_objects(label_map, num_classes - 1)
     rows = []
     for index in range(1, num_classes):
@@ -101,13 +101,13 @@ def case_metrics(
 
 
 def _as_integers(label_map: NdarrayOrTensor) -> np.ndarray:
-    # [X, Y, Z] of any type that holds whole numbers -> int32, which find_objects wants
+    # [X, Y, Z], whole numbers of any dtype -> int32, as find_objects requires
     return np.rint(convert_to_numpy(label_map)).astype(np.int32)
 
 
 def _same_shape(pred: np.ndarray, gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if pred.shape != gt.shape:
-        raise ValueError(f"prediction has shape {pred.shape}, the reference {gt.shape}; they must be on one grid")
+        raise ValueError(f"prediction has shape {pred.shape}, the reference {gt.shape}; resample both to one grid")
     return pred, gt
 
 

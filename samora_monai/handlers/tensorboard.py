@@ -53,11 +53,11 @@ class OverlayToTensorBoard:
             engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, i: i == 1), self._draw)
 
     def _draw(self, engine: Evaluator) -> None:
-        from samora_monai.pictures.overlay import axial_slices, most_telling_slice, overlay  # imports matplotlib
+        from samora_monai.pictures.overlay import axial_slices, overlay, slice_with_most_classes  # imports matplotlib
 
         item = engine.state.output[0]
         image, label, pred = (axial_slices(item[key]) for key in (Keys.IMAGE, Keys.LABEL, Keys.PRED))
-        z = most_telling_slice(label)
+        z = slice_with_most_classes(label)
         num_classes = 1 + int(max(label.max(), pred.max()))  # a class has the same colour whatever their number
         picture = overlay(image[z], label[z], pred[z], num_classes)
         self.tensorboard.writer.add_image("validation/overlay", picture, engine.state.epoch, dataformats="HWC")

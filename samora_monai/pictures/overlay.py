@@ -1,4 +1,8 @@
-"""Pictures of a segmentation: the prediction as a tint, the reference as a contour, over the grey scan."""
+"""Pictures of a segmentation: the prediction as a tint and the reference as a contour over the grey scan.
+
+Not `monai.visualize.blend_images`: it maps fractions of the largest label to colours, so that the colour of a class
+would depend on the classes of the slice.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +20,21 @@ from monai.transforms import Orientation
 from monai.utils import convert_to_numpy
 from scipy.ndimage import binary_erosion
 
-# matplotlib's ten, neighbours far apart
+# matplotlib's ten, reordered so that neighbours differ strongly
 COLORS = ("red", "blue", "green", "orange", "purple", "cyan", "pink", "olive", "brown", "gray")
 TINT = 0.45  # opacity of the prediction
-MAX_CONTOUR = 512  # slices up to this side get a contour of one pixel, larger ones in proportion
+MAX_CONTOUR = 512  # pixels; contours of slices up to this side are one pixel wide, others in proportion
 
 
 def class_colors(num_classes: int) -> np.ndarray:
-    """RGB in [0, 1] for each class, [num_classes, 3]; the background is black."""
+    """RGB in [0, 1] of each class, [num_classes, 3]; the background is black, and colours repeat after ten classes."""
     named = np.array([to_rgb(f"tab:{name}") for name in COLORS])
     foreground = named[np.arange(num_classes - 1) % len(named)]
     return np.concatenate([np.zeros((1, 3)), foreground])
 
 
 def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None, num_classes: int) -> np.ndarray:
-    """One slice with the prediction as a translucent fill and the reference as a contour.
+    """Draw a slice with the prediction as a translucent fill and the reference as a contour.
 
     Args:
         image: [H, W], values in [0, 1] (others are clipped).
@@ -55,19 +59,19 @@ def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None
 
 
 def axial_slices(volume: MetaTensor) -> np.ndarray:
-    """A volume as radiologists look at it: slices from foot to head, the front on top, the patient's right at the left.
+    """Return axial slices in radiological orientation: from foot to head, anterior at the top, the right on the left.
 
     Args:
         volume: [1, X, Y, Z] with an affine.
 
     Returns:
-        [Z', H, W], a view of the same values, Z' the axis nearest to the body's.
+        [Z', H, W], a view of the volume; Z' is the axis nearest to the body's.
     """
     return convert_to_numpy(Orientation("LPS", labels=None)(volume))[0].transpose(2, 1, 0)
 
 
-def most_telling_slice(label: np.ndarray) -> int:
-    """The index of the slice with the most classes and, among these, the most labelled pixels.
+def slice_with_most_classes(label: np.ndarray) -> int:
+    """Return the index of the slice with the most classes and, among such slices, the most labelled pixels.
 
     Args:
         label: label map [Z, H, W].
@@ -88,12 +92,12 @@ def save_overlay_png(
     """Write scan, reference (if given) and prediction side by side, with a legend of the classes on the slice.
 
     Args:
-        path: the PNG file; its folder is made if needed.
+        path: the PNG file; its folder is created if needed.
         image: [H, W], values in [0, 1], rows from top to bottom.
         pred: predicted label map [H, W].
         label: reference label map [H, W].
         class_names: in the order of the label values, background first.
-        title: one line above.
+        title: one line at the top.
     """
     num_classes = len(class_names)
     panels = [("Scan", overlay(image, None, None, num_classes))]

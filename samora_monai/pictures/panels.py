@@ -1,4 +1,4 @@
-"""Pictures in rows and columns with a title over each, on black, as PNG."""
+"""Rows of titled pictures on black, as PNG."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from samora_monai.errors import InputError
 from samora_monai.replacing import replacing
 
 DPI = 120
-# in pixels, so that equal slices look equal wherever they stand
+# in pixels, so that equal slices have equal size in every file
 SIDE = 360  # a panel's longer side
 GAP = 10  # between panels
-LINE, TITLE = 24, 264  # a panel's title: the height of a line, and the width to leave for it
-HEAD = 60  # the title of all
+LINE, TITLE = 24, 264  # title of a panel: height of a line, and its minimum width
+HEAD = 60  # the main title
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Panel:
     """One picture.
 
     Args:
-        picture: grey ``[H, W]`` or colours ``[H, W, 3]``, values in [0, 1] (others are clipped).
-        title: one or two lines above.
-        extent: its width and height in mm, or in any other unit; only their ratio counts.
-        smooth: interpolate between pixels, for images; maps of tokens show the tokens they are made of.
-        marked: in yellow, for what the others of its row are compared with.
+        picture: grey `[H, W]` or RGB `[H, W, 3]`, values in [0, 1] (others are clipped).
+        title: one or two lines above the picture.
+        extent: width and height in any unit; only their ratio matters.
+        smooth: interpolate between pixels, for images; without it, maps of tokens show each token as a square.
+        marked: yellow title, for the picture with which the others of its row are compared.
     """
 
     picture: np.ndarray
@@ -42,12 +42,12 @@ class Panel:
 
 
 def save_panels(path: str | os.PathLike[str], rows: Sequence[Sequence[Panel]], title: str) -> None:
-    """Write rows of panels, which may differ in length; the file appears when it is whole.
+    """Write rows of panels, which may differ in length, atomically.
 
     Args:
-        path: the PNG file; its folder is made if needed.
+        path: the PNG file; its folder is created if needed.
         rows: from top to bottom, at least one with at least one panel.
-        title: one line above all.
+        title: one line at the top.
 
     Raises:
         InputError: the file cannot be written.
@@ -64,7 +64,7 @@ def save_panels(path: str | os.PathLike[str], rows: Sequence[Sequence[Panel]], t
     for r, row in enumerate(rows):
         for c, (panel, (width, height)) in enumerate(zip(row, sizes[r], strict=True)):
             left = GAP + c * place_width + (place_width - GAP - width) // 2
-            bottom = (len(rows) - 1 - r) * place_height + GAP + picture_height - height  # titles stand in one line
+            bottom = (len(rows) - 1 - r) * place_height + GAP + picture_height - height  # titles are aligned
             box = (left / total[0], bottom / total[1], width / total[0], height / total[1])
             _draw(figure.add_axes(box), panel)
     try:
@@ -86,7 +86,7 @@ def _draw(axis: Axes, panel: Panel) -> None:
         cmap="gray",
         vmin=0,
         vmax=1,
-        aspect="auto",  # the axis has the right proportions
+        aspect="auto",  # the axes have the proportions of `extent`
         interpolation="lanczos" if panel.smooth else "nearest",
     )
     axis.set_title(panel.title, color="gold" if panel.marked else "white", fontsize=11, pad=4, parse_math=False)

@@ -1,34 +1,32 @@
-"""Box plots as inline SVG, for one row of a table each: Tukey's, horizontal, on a common scale.
+"""Tukey box plots as inline SVG: horizontal, one for each row of a table, on a common scale.
 
-Positions are percentages, so that a plot is as wide as its column. Colours come from the page's style sheet by class.
+Differs from matplotlib's SVG in: positions are percentages of the column's width, and colours are classes of the page's
+style sheet, so that plots follow narrow screens, dark mode and print; no ids and no global style, which would clash.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
+from matplotlib.cbook import boxplot_stats
+from matplotlib.ticker import MaxNLocator
 
 from samora_monai.report.html_text import text
 
 HEIGHT = 24  # pixels
 MARGIN = 0.02  # of the width, at both ends: room for half a dot
-FEW = 5  # fewer values are shown as points: a box of three would claim more than is known
-NICE = (1, 2, 2.5, 4, 5, 8, 10)  # upper ends of a scale, times a power of ten; half of each has few digits
+FEW = 5  # fewer values are shown as dots: quartiles of three values would be misleading
+TICKS = MaxNLocator(2, steps=[1, 1.25, 2, 2.5, 4, 5, 10])  # 0, the middle and the end
 
 
 def scale_end(values: Sequence[float]) -> float:
-    """The upper end of a scale from 0 that holds all `values`; 1 for none."""
+    """The upper end of a scale from 0 that holds all `values`; 1 if there are none."""
     largest = max(values, default=0.0)
-    if largest <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(largest))
-    return next(n * power for n in NICE if n * power >= largest * (1 - 1e-9))
+    return float(TICKS.tick_values(0, largest)[-1]) if largest > 0 else 1.0
 
 
 def axis(end: float) -> str:
-    """The scale from 0 to `end` with its middle, to stand above the plots."""
+    """The axis labels 0, `end / 2` and `end`, placed above the plots."""
     texts = "".join(
         f'<text x="{_x(part)}" y="12" text-anchor="{anchor}">{end * part:g}</text>'
         for part, anchor in ((0, "start"), (0.5, "middle"), (1, "end"))
@@ -36,28 +34,26 @@ def axis(end: float) -> str:
     return f'<svg class="axis" width="100%" height="16" aria-hidden="true">{texts}</svg>'
 
 
-def box_plot(values: Sequence[float], end: float, what: str) -> str:
+def box_plot(values: Sequence[float], end: float, name: str) -> str:
     """One plot: quartiles as a box, whiskers to the last value within 1.5 box lengths, a dot for each value beyond.
 
     Args:
         values: at least one, none NaN, in [0, end].
         end: upper end of the scale.
-        what: what is shown, for readers who do not see it.
+        name: of the values; it begins the plot's accessible name, which summarises them.
     """
-    low, median, high = np.percentile(values, [25, 50, 75]).tolist()
-    summary = f"{what}: {len(values)} values from {min(values):.4g} to {max(values):.4g}, median {median:.4g}"
+    stats = boxplot_stats(values)[0]
+    low, median, high, dots = stats["q1"], stats["med"], stats["q3"], stats["fliers"]
+    summary = f"{name}: {len(values)} values from {min(values):.4g} to {max(values):.4g}, median {median:.4g}"
     parts = [_line("grid", part, 0, part, HEIGHT) for part in (0, 0.5, 1)]
     middle = HEIGHT / 2
     if len(values) < FEW:
-        dots: Sequence[float] = values
+        dots = values
     else:
         summary += f", quartiles {low:.4g} and {high:.4g}"
-        reach = 1.5 * (high - low)
-        inside = [value for value in values if low - reach <= value <= high + reach]
-        dots = [value for value in values if not low - reach <= value <= high + reach]
         parts += [
-            _line("whisker", min(*inside, low) / end, middle, low / end, middle),
-            _line("whisker", high / end, middle, max(*inside, high) / end, middle),
+            _line("whisker", stats["whislo"] / end, middle, low / end, middle),
+            _line("whisker", high / end, middle, stats["whishi"] / end, middle),
             f'<rect class="box" x="{_x(low / end)}" y="5" width="{_width((high - low) / end)}" height="14"/>',
             _line("median", median / end, 3, median / end, HEIGHT - 3),
         ]
@@ -66,8 +62,8 @@ def box_plot(values: Sequence[float], end: float, what: str) -> str:
     return start + "".join(parts) + "</svg>"
 
 
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{_x(x1)}" y1="{y1:g}" x2="{_x(x2)}" y2="{y2:g}"/>'
+def _line(css_class: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{css_class}" x1="{_x(x1)}" y1="{y1:g}" x2="{_x(x2)}" y2="{y2:g}"/>'
 
 
 def _x(part: float) -> str:

@@ -1,4 +1,4 @@
-"""The three pictures of a case in a report: scan, reference, prediction; as PNG in `data:` URIs."""
+"""The three pictures of a case in a report, as PNG in `data:` URIs: scan, reference, prediction."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from samora_monai.pictures.overlay import overlay
-from samora_monai.report.shown_cases import TellingSlice
+from samora_monai.report.case_slices import CaseSlice
 
-SIDE = 640  # pixels of the longer side; outlines are two wide, so that they can be seen at half the size
+SIDE = 640  # pixels of the longer side; outlines are two pixels wide, visible at half the size
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
 FONT_SIZE = 19
 
 
 class CasePictures(NamedTuple):
-    """PNG files as `data:` URIs, equal in size."""
+    """PNG files of equal size as `data:` URIs."""
 
     scan: str
     reference: str  # filled and outlined
@@ -29,8 +29,8 @@ class CasePictures(NamedTuple):
     height: int
 
 
-def case_pictures(shown: TellingSlice, num_classes: int) -> CasePictures:
-    """Draw a slice with square pixels; each class has its number beside it, since colours come again after ten.
+def case_pictures(shown: CaseSlice, num_classes: int) -> CasePictures:
+    """Draw a slice with square pixels, and beside each class its number, as colours repeat after ten classes.
 
     Args:
         shown: the slice.
@@ -55,7 +55,7 @@ def case_pictures(shown: TellingSlice, num_classes: int) -> CasePictures:
 
 
 def _numbered(picture: np.ndarray, labels: np.ndarray) -> Image.Image:
-    # picture [H, W, 3] uint8, label map [H, W] -> the picture with each number right of its region
+    # picture [H, W, 3] uint8, label map [H, W] -> the picture with a number to the right of each class
     drawn = Image.fromarray(picture)
     draw = ImageDraw.Draw(drawn)
     font = ImageFont.truetype(str(FONT), FONT_SIZE)

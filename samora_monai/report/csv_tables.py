@@ -1,4 +1,7 @@
-"""The numbers of an evaluation as tables of text: for CSV files and for the screen."""
+"""The metrics of an evaluation as tables of text, for CSV files and for the log.
+
+Not `monai.handlers.MetricsSaver`: it writes one file per metric, and no counts of missed classes and false alarms.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,31 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from samora_monai.metrics import ClassMetrics
 from samora_monai.replacing import replacing
-from samora_monai.report.class_summary import MEASURES, ClassSummary
+from samora_monai.report.class_summary import METRICS, ClassSummary
 
 
 def case_table(cases: Mapping[str, Sequence[ClassMetrics]], class_names: Sequence[str]) -> list[list[str]]:
-    """A row for each class of each case, under a header."""
-    table = [["case", "class", "name", *MEASURES]]
+    """A header, and a row for each class of each case."""
+    table = [["case", "class", "name", *METRICS]]
     for case, rows in cases.items():
         for row in rows:
-            values = [number(getattr(row, measure), 6) for measure in MEASURES]
+            values = [f"{getattr(row, metric):.6f}" for metric in METRICS]
             table.append([case, str(row.class_index), class_names[row.class_index], *values])
     return table
 
 
 def summary_table(summaries: Sequence[ClassSummary], digits: int = 6) -> list[list[str]]:
-    """A row for each class and one for their mean, under a header."""
-    table = [["name", "cases", "missed", "false_alarms", *MEASURES]]
+    """A header, a row for each class, and a row for their mean."""
+    table = [["name", "cases", "missed", "false_alarms", *METRICS]]
     for s in summaries:
         counts = [str(s.cases), str(s.missed), str(s.false_alarms)]
-        table.append([s.name, *counts, *(number(s.means[measure], digits) for measure in MEASURES)])
+        table.append([s.name, *counts, *(f"{s.means[metric]:.{digits}f}" for metric in METRICS)])
     return table
 
 
-def printed_table(summaries: Sequence[ClassSummary]) -> str:
+def aligned_summary(summaries: Sequence[ClassSummary]) -> str:
     """The summary in aligned columns."""
     table = summary_table(summaries, 3)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -41,11 +42,6 @@ def printed_table(summaries: Sequence[ClassSummary]) -> str:
 
 
 def write_csv(path: Path, table: list[list[str]]) -> None:
-    """Write the rows; the file appears when it is whole."""
+    """Write a table atomically."""
     with replacing(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(table)
-
-
-def number(value: float, digits: int) -> str:
-    """With so many decimals."""
-    return "nan" if np.isnan(value) else f"{value:.{digits}f}"

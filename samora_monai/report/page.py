@@ -1,4 +1,4 @@
-"""`report.html`: an evaluation on one page that needs nothing else, neither files, network nor scripts."""
+"""`report.html`: an evaluation on one self-contained page, without other files, network or scripts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from samora_monai.metrics import ClassMetrics
-from samora_monai.report.case_article import ShownCase, case_article
+from samora_monai.report.case_article import RankedCase, case_article
 from samora_monai.report.class_summary import ClassSummary, mean_dice
 from samora_monai.report.class_tables import dice_table, hd95_table
 from samora_monai.report.html_text import number, text
 from samora_monai.report.style import STYLE
 
-# a page that cannot load anything, even if a name in it were to get past the escaping
+# blocks all loading and scripts, even if a name got past the escaping
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -39,10 +39,10 @@ $figures
 <main>
 <section aria-labelledby="classes">
 <h2 id="classes">Results per class</h2>
-<p>$measures_text</p>
+<p>$metrics_text</p>
 <p>$plots_text</p>
-<div class="measures">
-$measures
+<div class="metrics">
+$metrics
 </div>
 </section>
 <section aria-labelledby="cases">
@@ -62,21 +62,21 @@ $settings
 </body>
 </html>
 """)
-MEASURES_TEXT = (
-    "Dice is the overlap of prediction and reference, from 0 (none) to 1 (equal). HD95 is a distance in millimetres: "
-    "95 % of the points of each surface lie within it from the other surface; smaller is better. Only cases with the "
-    "class in the reference have a Dice, only those with the class in both have an HD95. Missed: in the reference, "
-    "nothing predicted. False alarm: predicted, not in the reference."
+METRICS_TEXT = (
+    "Dice is the overlap of prediction and reference, from 0 (none) to 1 (identical). HD95, the 95th percentile of the "
+    "Hausdorff distance, is the distance in millimetres within which 95 % of the points of each surface lie from the "
+    "other surface; smaller is better. Dice is computed for cases with the class in the reference, HD95 for cases with "
+    "the class in both. Missed: in the reference, but not predicted. False alarm: predicted, but not in the reference."
 )
 PLOTS_TEXT = (
-    "Box: the middle half of the cases; thick line: median; whiskers: the last case within 1.5 box lengths; dots: "
-    "the cases beyond, or all cases where there are fewer than five."
+    "Box: the middle half of the cases; thick line: median; whiskers: the last cases within 1.5 box lengths of the "
+    "box; dots: the cases beyond, or all cases if there are fewer than five."
 )
 CASES_TEXT = (
-    "Cases are ranked by their mean Dice over the classes of their reference. Slices are axial and seen from the feet: "
-    "the patient's right is at the left, the front on top. Reference and prediction are filled; the lines on the "
-    "prediction are the reference's outline. Numbers stand right of the region that they name. All cases are in "
-    "metrics.csv beside this file."
+    "Cases are ranked by their mean Dice over the classes of their reference. Slices are axial in radiological "
+    "orientation: the patient's right is on the left of the picture, anterior at the top. Reference and prediction are "
+    "filled; the lines on the prediction are the outline of the reference. The number to the right of a region is that "
+    "of its class. The file metrics.csv beside this one lists all cases."
 )
 
 
@@ -84,19 +84,19 @@ def report_page(
     cases: Mapping[str, Sequence[ClassMetrics]],
     summaries: Sequence[ClassSummary],
     class_names: Sequence[str],
-    shown_cases: Sequence[ShownCase],
+    shown_cases: Sequence[RankedCase],
     facts: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> str:
-    """The page as text of HTML 5.
+    """Return the page as HTML 5.
 
     Args:
-        cases: the metrics of each case by its name.
-        summaries: of each foreground class, and last of their mean.
+        cases: metrics by name of the case.
+        summaries: one for each foreground class, and last their mean.
         class_names: in the order of the label values, background first.
-        shown_cases: from top to bottom; without those that have no class in their reference.
-        facts: name and value of what is known of the run.
-        settings: of the model.
+        shown_cases: from top to bottom.
+        facts: name and value of each fact about the run.
+        settings: settings of the model.
     """
     total = summaries[-1]
     count = f"{len(cases)} {'case' if len(cases) == 1 else 'cases'}"
@@ -112,20 +112,20 @@ def report_page(
     cases_text = CASES_TEXT
     unranked = [name for name, rows in cases.items() if np.isnan(mean_dice(rows))]
     if unranked:
-        cases_text += f" Without any class in the reference, and therefore not ranked: {', '.join(unranked)}."
+        cases_text += f" Not ranked, as no class is in their reference: {', '.join(unranked)}."
     return PAGE.substitute(
         policy=POLICY,
         title=text(f"Segmentation report: {count}, mean Dice {figures['Mean Dice']}"),
         style=STYLE,
         subtitle=text(f"{count}, {classes}. {facts.get('Evaluated', '')}"),
         figures=f'<dl class="figures">{cards}</dl>',
-        measures_text=text(MEASURES_TEXT),
+        metrics_text=text(METRICS_TEXT),
         plots_text=text(PLOTS_TEXT),
-        measures=dice_table(cases, summaries) + hd95_table(cases, summaries),
+        metrics=dice_table(cases, summaries) + hd95_table(cases, summaries),
         cases_text=text(cases_text),
         cases="\n".join(case_article(case, class_names) for case in shown_cases),
-        facts=_facts("Where this result comes from", facts),
-        settings=_facts("Settings of the model, as this run used them", _readable(settings)),
+        facts=_facts("Provenance of this result", facts),
+        settings=_facts("Settings of the model in this run", _readable(settings)),
     )
 
 
@@ -138,8 +138,7 @@ def _facts(caption: str, facts: Mapping[str, str]) -> str:
 
 
 def _readable(settings: Mapping[str, Any]) -> dict[str, str]:
-    plain = ((name, list(value) if isinstance(value, tuple) else value) for name, value in settings.items())
     return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        for name, value in plain
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in settings.items()
     }

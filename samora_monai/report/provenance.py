@@ -1,4 +1,4 @@
-"""Where a result comes from: data, weights, settings, command, versions. What a reader needs to get it again."""
+"""The provenance of a result, as needed to reproduce it: data, weights, settings, command, versions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What an evaluation was made of.
+    """The inputs of an evaluation.
 
     Args:
-        cases: the scans; those of `validation` are measured.
+        cases: the scans; those of `validation` are evaluated.
         checkpoint: the weight file.
         model: settings of the model, as this run uses them.
-        device: where the network runs.
+        device: the device of the network.
     """
 
     cases: Cases
@@ -41,7 +41,7 @@ class Provenance:
     device: torch.device | str
 
     def facts(self) -> dict[str, str]:
-        """Name and value of each fact, for people. Ask when the run starts: files may change later."""
+        """Name and value of each fact as text. Call it when the run starts: files may change later."""
         file = Path(self.checkpoint)
         device = torch.device(self.device)
         hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -57,7 +57,7 @@ class Provenance:
         return {
             "Evaluated": _date(datetime.datetime.now()),
             "Data set": self.cases.source,
-            "Scans": f"{len(self.cases.validation)}, for validation",
+            "Scans": f"{len(self.cases.validation)} (validation)",
             "Checkpoint": os.path.abspath(file),
             "Checkpoint written": _date(datetime.datetime.fromtimestamp(file.stat().st_mtime)),
             "Checkpoint SHA-256": file_sha256(file),
@@ -69,7 +69,7 @@ class Provenance:
 
 
 def command_line() -> str:
-    """The command that started this process, quoted for a shell; of a module, as `python -m` takes it."""
+    """The command that started this process, quoted for a shell; MONAI's as `python -m monai.bundle`."""
     program, *arguments = sys.argv
     path = Path(program)
     words = ["python", "-m", "monai.bundle"] if path.parts[-3:] == ("monai", "bundle", "__main__.py") else [program]
@@ -77,7 +77,7 @@ def command_line() -> str:
 
 
 def _quoted(word: str) -> str:
-    # "['a','b']" is easier to read than what shlex makes of it
+    # shlex would escape each quote of "['a','b']"
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 

@@ -1,4 +1,4 @@
-"""The style sheet of `report.html`: light and dark, screen, telephone and paper, with the system's own fonts."""
+"""The style sheet of `report.html`: light and dark, for screens, phones and print, with system fonts."""
 
 STYLE = """
 :root {
@@ -41,10 +41,10 @@ tbody th { font-weight: 500; }
 tfoot th, tfoot td { border-top: 2px solid var(--line); border-bottom: 0; font-weight: 600; }
 .number { overflow-wrap: normal; white-space: nowrap; }
 .bad { color: var(--bad); font-weight: 600; }
-.measures { display: grid; grid-template-columns: minmax(0, 1fr); gap: 2rem; align-items: start; }
-.measures th, .measures td { padding-left: 0.3rem; padding-right: 0.3rem; }
-.measures th:first-child { min-width: 7rem; }
-.measures .plot-column { width: 38%; text-align: center; }
+.metrics { display: grid; grid-template-columns: minmax(0, 1fr); gap: 2rem; align-items: start; }
+.metrics th, .metrics td { padding-left: 0.3rem; padding-right: 0.3rem; }
+.metrics th:first-child { min-width: 7rem; }
+.metrics .plot-column { width: 38%; text-align: center; }
 
 svg { display: block; overflow: visible; }
 .axis text { fill: var(--quiet); font-size: 12px; }
@@ -71,19 +71,19 @@ svg { display: block; overflow: visible; }
 code { font: 0.9em/1.5 ui-monospace, Menlo, Consolas, monospace; }
 
 @media screen and (min-width: 72rem) {
-  .measures { grid-template-columns: minmax(0, 8fr) minmax(0, 7fr); }
+  .metrics { grid-template-columns: minmax(0, 8fr) minmax(0, 7fr); }
 }
 @media screen and (max-width: 40rem) {
   body { padding: 1rem 0.9rem 2rem; }
   .panels { grid-template-columns: minmax(0, 1fr); }
-  .measures thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-  .measures table, .measures caption, .measures tbody, .measures tfoot { display: block; }
-  .measures tr {
+  .metrics thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  .metrics table, .metrics caption, .metrics tbody, .metrics tfoot { display: block; }
+  .metrics tr {
     display: flex; flex-wrap: wrap; column-gap: 1.25rem; padding: 0.6rem 0; border-bottom: 1px solid var(--line);
   }
-  .measures tr > *, .measures tr > td.plot-column { padding: 0.1rem 0; border: 0; text-align: left; }
-  .measures tr > th, .measures tr > td.plot-column { flex: 0 0 100%; }
-  .measures td::before {
+  .metrics tr > *, .metrics tr > td.plot-column { padding: 0.1rem 0; border: 0; text-align: left; }
+  .metrics tr > th, .metrics tr > td.plot-column { flex: 0 0 100%; }
+  .metrics td::before {
     content: attr(data-name); display: block; color: var(--quiet); font-size: 0.8rem; font-weight: 400;
   }
   .facts th, .facts td { display: block; width: auto; border: 0; padding: 0.1rem 0; }
@@ -95,8 +95,8 @@ code { font: 0.9em/1.5 ui-monospace, Menlo, Consolas, monospace; }
   body { padding: 0; max-width: none; font-size: 10pt; }
   h2 { margin-top: 1.5rem; }
   th, td { padding-top: 0.12rem; padding-bottom: 0.12rem; }
-  .measures { display: block; }
-  .measures table { margin-bottom: 1.5rem; }
+  .metrics { display: block; }
+  .metrics table { margin-bottom: 1.5rem; }
   h2, h3, caption, .case p { break-after: avoid; }
   tr, p, figure, .panels { break-inside: avoid; }
   tfoot { display: table-row-group; }

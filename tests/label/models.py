@@ -17,8 +17,9 @@ HEADER = {"class_names": list(CLASS_NAMES), "modality": "CT", "window": [-125, 2
 
 def write_model(folder: Path, seed: int = 0, **settings: Any) -> Path:
     """`models/model.pt` of seeded noise and `model.json`, as training leaves them."""
-    net = build_segmenter(num_classes=len(CLASS_NAMES), **SAMORA | settings)
+    model, path = ModelSettings.from_dict(HEADER | SAMORA | settings), folder / "models" / "model.pt"
+    net = build_segmenter(model.network)
     randomise(net, seed)
-    write_model_settings(folder / "models" / "model.pt", ModelSettings.from_dict(SAMORA | settings | HEADER))
-    write_checkpoint(net.state_dict(), folder / "models" / "model.pt")
-    return folder / "models" / "model.pt"
+    write_model_settings(path, model)
+    write_checkpoint(net.state_dict(), path)
+    return path

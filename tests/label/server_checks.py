@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from samora_monai.checkpoints.settings import read_settings
+from samora_monai.checkpoints import read_model_settings
 from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
 from tests.bundles.test_workflow import write_dicom
 from tests.label.models import write_model
@@ -205,13 +205,13 @@ def test_trained_model_is_served(server: Server, tmp_path: Path):
     """On top of the model that was served: its settings stay, and no other weight file is needed."""
     before = server.infer("phantom_004", tmp_path / "before.nii.gz")
     models = server.served / "models"
-    old, settings = torch.load(models / "model.pt", weights_only=True), read_settings(models / "model.pt")
+    old, settings = torch.load(models / "model.pt", weights_only=True), read_model_settings(models / "model.pt")
     offered = server.get("/info/").json["trainers"][NAME]["config"]  # what 3D Slicer sends back
     chosen = {key: value[0] if isinstance(value, list) else value for key, value in offered.items()}
     task = server.train(**chosen | {"max_epochs": 2, "val_split": 0.34})
     assert task["status"] == "DONE", task["details"]
     assert sorted(path.name for path in models.iterdir()) == ["model.json", "model.pt"]
-    assert read_settings(models / "model.pt").items() >= settings.items()
+    assert read_model_settings(models / "model.pt") == settings
     new = torch.load(models / "model.pt", weights_only=True)
     changed = {key for key in old if not torch.equal(old[key], new[key])}
     assert changed and all(re.search(r"hl_attn|experts|^mask_decoder|no_mask_embed", key) for key in changed)
@@ -235,6 +235,8 @@ def test_restart_after_a_kill(server: Server, tmp_path: Path):
 
 def test_two_models_that_have_both_learned(server: Server):
     """Neither is lost: the start is refused."""
-    write_model(server.model, seed=1, decoder=read_settings(server.served / "models" / "model.pt")["decoder"])
-    with pytest.raises(AssertionError, match="was trained since it was put there"):
+    write_model(
+        server.model, seed=1, decoder=read_model_settings(server.served / "models" / "model.pt").network.decoder
+    )
+    with pytest.raises(AssertionError, match="was trained since it was copied there"):
         server.start()

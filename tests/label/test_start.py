@@ -59,7 +59,7 @@ def test_no_learned_model_is_lost(start: ModuleType, tmp_path: Path):
         assert served.read_bytes() == learned
 
     write_model(given, seed=3)
-    with refused("was trained since it was put there", f"MODEL={placed}", "APP=FOLDER"):
+    with refused("was trained since it was copied there", f"MODEL={placed}", "APP=FOLDER"):
         start.place(given, app)
     assert served.read_bytes() == learned
 

@@ -12,14 +12,14 @@ from matplotlib.image import imread
 from monai.data import MetaTensor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from samora_monai.handlers.tensorboard import OverlayToTensorBoard
+from samora_monai.handlers.tensorboard import OverlayToTensorBoard, TensorBoard
 from samora_monai.pictures.overlay import (
     TINT,
     axial_slices,
     class_colors,
-    most_telling_slice,
     overlay,
     save_overlay_png,
+    slice_with_most_classes,
 )
 
 
@@ -47,14 +47,14 @@ def test_colors_differ():
     assert class_colors(30).shape == (30, 3)
 
 
-def test_most_telling_slice():
+def test_slice_with_most_classes_is_the_middle_of_equal_ones():
     label = np.zeros((9, 6, 6), int)
     label[1] = 1  # large, one class
     label[4:7, 0, :2] = (1, 2)
-    assert most_telling_slice(label) == 5  # middle of three equal ones
+    assert slice_with_most_classes(label) == 5  # middle of three equal ones
     label[6, 1, 1] = 2
-    assert most_telling_slice(label) == 6
-    assert most_telling_slice(np.zeros((9, 6, 6))) == 4
+    assert slice_with_most_classes(label) == 6
+    assert slice_with_most_classes(np.zeros((9, 6, 6))) == 4
 
 
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (-1, 1, -1)])
@@ -88,8 +88,10 @@ def test_tensorboard_gets_one_picture_per_validation(tmp_path):
     label = MetaTensor(torch.zeros(1, 8, 6, 4))
     label[0, 2:5, 2:5, 3] = 1
     engine: Any = Engine(lambda engine, batch: [{"image": image, "label": label, "pred": label}])
-    OverlayToTensorBoard(tmp_path).attach(engine)
+    tensorboard = TensorBoard(tmp_path)
+    OverlayToTensorBoard(tensorboard).attach(engine)
     engine.run([0, 1, 2])
+    tensorboard.flush()
     events = EventAccumulator(str(tmp_path)).Reload()
     (event,) = events.Images("validation/overlay")
     assert (event.step, event.width, event.height) == (1, 8, 6)

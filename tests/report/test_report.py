@@ -20,9 +20,9 @@ from samora_monai.errors import InputError
 from samora_monai.metrics import ClassMetrics, case_metrics
 from samora_monai.report import case_report as report
 from samora_monai.report.case_report import CaseReport
-from samora_monai.report.class_summary import MEASURES, summarize
+from samora_monai.report.case_slices import select_slices
+from samora_monai.report.class_summary import METRICS, summarize
 from samora_monai.report.provenance import Provenance
-from samora_monai.report.shown_cases import telling_slices
 
 NAMES = ["background", "liver", "spleen"]
 MODEL = ModelSettings.from_dict({"encoder": "tiny", "class_names": NAMES})
@@ -79,7 +79,7 @@ def test_files(tmp_path, caplog):
     printed = "\n".join(caplog.messages).splitlines()
     assert printed[0] == "b  mean Dice 0.500  (liver 0.500  spleen 0.500)"
     assert printed[1] == "a  mean Dice 1.000  (liver 1.000  spleen nan)"
-    assert printed[2].split() == ["name", "cases", "missed", "false_alarms", *MEASURES]
+    assert printed[2].split() == ["name", "cases", "missed", "false_alarms", *METRICS]
     assert printed[-2].split()[:5] == ["mean", "3", "0", "0", "0.625"]
     assert printed[-1] == f"2 cases; details in {out / 'metrics.csv'} and report.html"
 
@@ -102,7 +102,7 @@ def test_cases_of_all_ranks_count_once(tmp_path, monkeypatch):
     """The other rank has measured `z`, and `a` too; it answers the second question with the slices of `z`."""
     rows = [ClassMetrics(c, 0.2, 3.0, 3.0, 0.2, 3.0) for c in (1, 2)]
     z = item("/d/z.nii.gz", 2)
-    slices = telling_slices(z["image"], z["label"], z["pred"], rows)
+    slices = select_slices(z["image"], z["label"], z["pred"], rows)
     asked = []
 
     def all_gather(own):

@@ -14,7 +14,8 @@ from PIL import Image
 from samora_monai.metrics import case_metrics
 from samora_monai.pictures.overlay import TINT, class_colors
 from samora_monai.report.case_pictures import SIDE, case_pictures
-from samora_monai.report.shown_cases import SliceStore, TellingSlice, best_median_worst, telling_slices
+from samora_monai.report.case_slices import CaseSlice, SliceStore, select_slices
+from samora_monai.report.class_summary import worst_median_best
 
 NAN = float("nan")
 
@@ -37,7 +38,7 @@ def volumes():
 
 
 def slices_of(image, label, pred, num_classes=3):
-    return telling_slices(image, label, pred, case_metrics(pred[0], label[0], num_classes, (1, 2, 3)))
+    return select_slices(image, label, pred, case_metrics(pred[0], label[0], num_classes, (1, 2, 3)))
 
 
 def test_slices_of_a_case():
@@ -77,8 +78,8 @@ def test_perfect_case_and_missed_class():
     ],
 )
 def test_places(scores, places):
-    assert best_median_worst(scores) == places
-    assert list(best_median_worst(scores)) == list(places)
+    assert worst_median_best(scores) == places
+    assert list(worst_median_best(scores)) == list(places)
 
 
 def test_store_keeps_nothing_in_memory_and_leaves_nothing(tmp_path):
@@ -102,7 +103,7 @@ def test_pictures_have_square_pixels():
     label, pred = np.zeros((40, 20), np.uint8), np.zeros((40, 20), np.uint8)
     label[10:20, 5:10] = 1
     pred[10:30, 5:10] = 12  # the eleventh class has the first one's colour again, and another number
-    shown = TellingSlice(np.full((40, 20), 51, np.uint8), label, pred, 1, 1, (1.0, 4.0))
+    shown = CaseSlice(np.full((40, 20), 51, np.uint8), label, pred, 1, 1, (1.0, 4.0))
     pictures = case_pictures(shown, 13)
     assert (pictures.width, pictures.height) == (SIDE, SIDE // 2)
     scan, reference, prediction = (decoded(uri) for uri in pictures[:3])

@@ -158,11 +158,14 @@ def test_cases(source: str):
     ]  # fmt: skip
     assert page.texts["bdi"][2:] == ["case2", "case2", "case0", "case0"]
     shown = "".join(page.texts["p"])
-    assert "Axial slice 2 of 6, counted from the feet: here prediction and reference differ most in liver, " in shown
-    assert "(Dice 0.250, the lowest of this case), namely in 240 pixels." in shown  # 2 classes x 12 columns x 10 rows
-    assert "not ranked: empty." in shown
+    assert (
+        "Axial slice 2 of 6, counted from the feet: the slice where prediction and reference differ most in liver, "
+        in shown
+    )
+    assert "(Dice 0.250, the lowest of this case), by 240 pixels." in shown  # 2 classes x 12 columns x 10 rows
+    assert "Not ranked, as no class is in their reference: empty." in shown
     remarks = re.findall(r'<td class="remark.*?">(.*?)</td>', source)
-    assert remarks == ["", "", "neither in the reference nor predicted"] * 3
+    assert remarks == ["", "", "absent from reference and prediction"] * 3
 
 
 def test_odd_names_are_escaped(source: str):
@@ -173,7 +176,7 @@ def test_odd_names_are_escaped(source: str):
 
 def test_run_is_described(source: str):
     facts = dict(re.findall(r'<tr><th scope="row">(.*?)</th><td><code>(.*?)</code>', source))
-    assert facts["Data set"] == "/data/&lt;x&gt;" and facts["Scans"] == "5, for validation"
+    assert facts["Data set"] == "/data/&lt;x&gt;" and facts["Scans"] == "5 (validation)"
     assert facts["Checkpoint SHA-256"] == hashlib.sha256(b"weights").hexdigest()
     assert facts["Checkpoint"].endswith("/model.pt") and re.match(r"\d{4}-\d\d-\d\d ", facts["Checkpoint written"])
     assert f"samora_monai {__version__}, monai " in facts["Versions"] and "cpu (" in facts["Device"]
@@ -195,14 +198,18 @@ def test_failures_are_told(tmp_path: Path):
     broken["label"][broken["label"] == 2] = 0
     broken["pred"][broken["pred"] == 1] = 0
     source = report(tmp_path, [broken])
-    assert "The only case" in source and "in liver (Dice 0.000, the lowest of this case), namely in 80 pix" in source
+    assert "The only case" in source and "in liver (Dice 0.000, the lowest of this case), by 80 pix" in source
     assert re.findall(r'<td class="remark bad">(.*?)</td>', source) == ["missed", "false alarm"]
     assert len(Page(source).all("img")) == 3
 
 
 def test_nothing_to_rank(tmp_path: Path):
     source = report(tmp_path, [item("/d/a.nii.gz", classes=())])
-    assert not Page(source).all("img") and "not ranked: a." in source and "mean Dice \u2013" in source
+    assert (
+        not Page(source).all("img")
+        and "Not ranked, as no class is in their reference: a." in source
+        and "mean Dice \u2013" in source
+    )
 
 
 def test_twenty_classes(tmp_path: Path):
