@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15, help="minimum duration of each measurement (default 15)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    transform = Compose([LoadUnlabeledd(), ScaleUnlabeledd()])
+    transform = Compose([LoadUnlabeledd(), ScaleUnlabeledd("image")])
     augmentation = random_transforms()
     print(f"{args.scans} scans of {' x '.join(map(str, SHAPE))}, batches of {BATCH}, {args.workers} workers\n")
     print("| size | slices kept | reading, s per scan | MB per scan | core, ms per slice | slices/s | target |")
