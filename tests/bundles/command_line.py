@@ -69,6 +69,17 @@ class Finished:
         return [line for line in self.err.splitlines() if not line.startswith("parsing config_file")]
 
 
+def refused(finished: Finished, *words: str) -> None:
+    """One line on stderr that holds all `words`, exit code 1, and no other word of an error."""
+    assert finished.code == 1, finished
+    assert len(finished.complaints) == 1, finished
+    (line,) = finished.complaints
+    assert line.startswith("error: ") and len(line) < 700
+    assert not any(word in finished.out for word in ("ERROR", "Traceback", "terminating")), finished.out
+    for word in words:
+        assert str(word) in line, f"{word!r} not in: {line}"
+
+
 class CommandLine:
     """Runs `python -m monai.bundle ARGUMENTS` in forked processes.
 
