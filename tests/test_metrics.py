@@ -1,4 +1,4 @@
-"""Both metric conventions: medpy's numbers (goldens), MONAI's functions, hand-made masks."""
+"""Both metric conventions against stored results of medpy, MONAI's functions, and masks computed by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def golden_masks(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_samed_convention_is_medpy(name):
+def test_samed_convention_equals_medpy(name):
     want = METRICS["dice_hd95"][NAMES.index(name)]
     np.testing.assert_allclose(samed_dice_hd95(*golden_masks(name)), want, rtol=0, atol=1e-9)
 
@@ -57,13 +57,13 @@ def label_maps():
     label[12:17, 8:15, 4:10] = 2
     label[1:3, 14:17, 1:3] = 3
     pred = np.roll(label, (1, -1, 1), (0, 1, 2))
-    pred[rng.random(pred.shape) < 0.002] = 1  # strays far from the organ
+    pred[rng.random(pred.shape) < 0.002] = 1  # false voxels far from the organ
     pred[pred == 3] = 0  # missed
     pred[17:19, 1:3, 1:3] = 4  # false alarm
     return pred, label
 
 
-def test_monai_convention_is_monai():
+def test_monai_convention_equals_monai():
     pred, label = label_maps()
     spacing = (0.8, 0.7, 2.5)
     rows = case_metrics(pred, label, 6, spacing)
@@ -78,7 +78,7 @@ def test_monai_convention_is_monai():
         assert (row.samed_dice, row.samed_hd95) == pytest.approx(samed, abs=1e-12)
 
 
-def test_absent_classes():
+def test_absent_classes_have_no_distance():
     pred, label = label_maps()
     missed, false_alarm, absent = case_metrics(pred, label, 6, (1, 1, 1))[2:]
     assert (missed.dice, missed.samed_dice, missed.samed_hd95) == (0.0, 0.0, 0.0)

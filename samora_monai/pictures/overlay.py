@@ -1,7 +1,7 @@
 """Pictures of a segmentation: the prediction as a tint and the reference as a contour over the grey scan.
 
-Not `monai.visualize.blend_images`: it maps fractions of the largest label to colours, so that the colour of a class
-would depend on the classes of the slice.
+Not `monai.visualize.blend_images`: it colours labels that are rescaled to [0, 1], so that to keep one colour per class
+would take more code than to blend here.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None
 
 
 def axial_slices(volume: MetaTensor) -> np.ndarray:
-    """Return axial slices in radiological orientation: from foot to head, anterior at the top, the right on the left.
+    """Return axial slices in radiological orientation: foot to head, anterior at the top, the patient's right on the left.
 
     Args:
         volume: [1, X, Y, Z] with an affine.

@@ -60,7 +60,7 @@ def test_everything_that_changes_a_label_changes_its_provenance(model: Path, tmp
 
 
 def test_scans_of_a_process(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """Every scan is in one share; a label is left out of it only with `resume`; nobody else's files are touched."""
+    """Each scan is in one share; only `resume` skips finished ones; files of other processes are not removed."""
     caplog.set_level("INFO", "samora_monai")
     scans = [{"image": str(scan(tmp_path / "scans" / f"{name}.nii.gz"))} for name in "abcde"]
     provenance, saver = (

@@ -1,4 +1,4 @@
-"""Models as training leaves them, without a training."""
+"""Model files as training writes them, without a training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADER = {"class_names": list(CLASS_NAMES), "modality": "CT", "window": [-125, 2
 
 
 def write_model(folder: Path, seed: int = 0, **settings: Any) -> Path:
-    """`models/model.pt` of seeded noise and `model.json`, as training leaves them."""
+    """Write `models/model.pt` with seeded random weights, and `models/model.json`."""
     model, path = ModelSettings.from_dict(HEADER | SAMORA | settings), folder / "models" / "model.pt"
     net = build_segmenter(model.network)
     randomise(net, seed)

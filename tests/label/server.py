@@ -1,4 +1,4 @@
-"""A MONAI Label server in a process of its own, and requests to it."""
+"""A MONAI Label server in its own process, and requests to it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NAME = "samora_segmentation"
-TIMEOUT = 300  # seconds for a start, an answer or a training
-# of the environment that `make label` builds
+TIMEOUT = 300  # seconds, for a start, a response or a training
+# in the environment that `make label` builds
 LABEL_PYTHON = os.environ.get("LABEL_PYTHON", str(ROOT / ".venv-label" / "bin" / "python"))
 
 
@@ -69,16 +69,16 @@ class Server:
                 time.sleep(0.2)
 
     def stop(self, with_signal: int = signal.SIGINT) -> int:
-        """Ends the server and what it has started; its exit code."""
+        """Stop the server and its child processes; return its exit code."""
         os.kill(self.process.pid, with_signal)
         try:
             return self.process.wait(20)
         finally:
-            with contextlib.suppress(ProcessLookupError):  # nothing is left
+            with contextlib.suppress(ProcessLookupError):  # no child process is left
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def wait_for(self, words: str) -> None:
-        """Until the training prints `words`."""
+        """Wait until the training prints `words`."""
         end = time.monotonic() + TIMEOUT
         while not any(words in line for line in self.get("/train/").json.get("details", [])):
             assert time.monotonic() < end, self.get("/train/").json
@@ -91,7 +91,7 @@ class Server:
         return self._send("POST", path, query, json.dumps(content).encode(), "application/json")
 
     def form(self, method: str, path: str, files: dict[str, Path] | None = None, **query: Any) -> Answer:
-        """A request with `files`, and with the parameters of an inference on the processor."""
+        """A request with `files` and the parameters of inference on the CPU."""
         boundary = uuid.uuid4().hex
         params = json.dumps({"device": "cpu", "result_dtype": "uint8", "result_compress": True})
         parts = [b'Content-Disposition: form-data; name="params"\r\n\r\n' + params.encode()]
@@ -103,14 +103,14 @@ class Server:
         return self._send(method, path, query, body, f"multipart/form-data; boundary={boundary}")
 
     def infer(self, image: str, file: Path) -> Path:
-        """The label of `image`, written to `file`."""
+        """Write the predicted label of `image` to `file`."""
         answer = self.form("POST", f"/infer/{NAME}", image=image, output="image")
         assert answer.status == 200, answer.body
         file.write_bytes(answer.body)
         return file
 
     def train(self, **request: Any) -> dict[str, Any]:
-        """The task when it has ended."""
+        """Train, and return the finished task."""
         answer = self.post(f"/train/{NAME}", {"device": "cpu"} | request)
         assert answer.status == 200, answer.body
         end = time.monotonic() + TIMEOUT

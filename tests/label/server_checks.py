@@ -1,6 +1,6 @@
-"""MONAI Label from end to end, as its clients use it: `make test-label`, in the environment that `make label` builds.
+"""MONAI Label end to end, with the requests of its clients: `make test-label`, in the environment of `make label`.
 
-The tests of one system share a server and build on each other, in the order in which they stand here.
+The tests of each system share a server, and each continues from the state that the one before it left.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OTHERS = ("phantom_004", "from_dicom")  # the first is neither RAS nor isotropic
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four phantoms and their labels, and one that has been DICOM: as MONAI Label converts what it gets by DICOMweb."""
+    """Four labelled phantoms, and one that was DICOM, converted as MONAI Label converts scans from DICOMweb."""
     folder = tmp_path_factory.mktemp("scans")
     write_phantoms(folder, num_training=4, num_validation=1, shape=(48, 48, 8))
     write_dicom(folder / "series", folder / "imagesVal" / "phantom_005.nii.gz")
@@ -49,7 +49,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=DECODERS)
 def server(request: pytest.FixtureRequest, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a model of seeded noise, which finds every class somewhere, over unlabelled scans."""
+    """A server with a model of seeded random weights, which predicts every class somewhere, and unlabelled scans."""
     folder = tmp_path_factory.mktemp("server")
     write_model(folder / "bundle", decoder=DECODERS[request.param])
     (folder / "studies").mkdir()
@@ -57,7 +57,7 @@ def server(request: pytest.FixtureRequest, scans: Path, tmp_path_factory: pytest
         shutil.copy(scans / "imagesTr" / f"{name}.nii.gz", folder / "studies")
     server = Server(folder, folder / "bundle", folder / "studies")
     server.start()
-    config = server.served / "configs" / "train.yaml"  # slowly: noise that learns fast finds nothing any more
+    config = server.served / "configs" / "train.yaml"  # a fast training would predict background only
     config.write_text(config.read_text().replace("learning_rate: 0.005", "learning_rate: 0.0005"))
     yield server
     if server.process.poll() is None:
@@ -69,7 +69,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def command_line(server: Server, scans: Path, out: Path) -> Path:
-    """What `monai.bundle run inference` writes for `scans` with the model that is served."""
+    """The folder of labels that `monai.bundle run inference` writes for `scans` with the served model."""
     arguments = ("--config_file", server.served / "configs" / "inference.json", "--bundle_root", server.served)
     command = [sys.executable, "-m", "monai.bundle", "run", "inference", *arguments, "--dataset_dir", scans]
     command += ["--output_dir", out, "--device", "cpu", "--amp", "false"]
@@ -84,7 +84,7 @@ def log_since(server: Server, size: int) -> str:
 # ---- infer
 
 
-def test_info_names_the_organs(server: Server):
+def test_info_names_the_classes(server: Server):
     info = server.get("/info/").json
     assert info["models"][NAME]["labels"] == {name: value for value, name in enumerate(CLASS_NAMES) if value}
     assert info["models"][NAME]["dimension"] == 3
@@ -93,7 +93,7 @@ def test_info_names_the_organs(server: Server):
 
 
 def same_as_command_line(server: Server, folder: Path) -> dict[str, np.ndarray]:
-    """The server's labels of `OTHERS`, equal to the command line's in every voxel."""
+    """Check that the server's labels of `OTHERS` equal the command line's in every voxel, and return them."""
     scans, labels = folder / "scans", {}
     scans.mkdir()
     for name in OTHERS:
@@ -108,7 +108,7 @@ def same_as_command_line(server: Server, folder: Path) -> dict[str, np.ndarray]:
     return labels
 
 
-def test_label_is_that_of_the_command_line(server: Server, scans: Path, tmp_path: Path):
+def test_label_equals_that_of_the_command_line(server: Server, scans: Path, tmp_path: Path):
     labels = same_as_command_line(server, tmp_path)
     series = command_line(server, scans / "series", tmp_path / "series") / "series_seg.nii.gz"
     converted = nib.Nifti1Image(labels["from_dicom"], nib.load(tmp_path / "from_dicom.nii.gz").affine)
@@ -116,7 +116,7 @@ def test_label_is_that_of_the_command_line(server: Server, scans: Path, tmp_path
     assert np.array_equal(one.dataobj, other.dataobj)
 
 
-def test_batch(server: Server):
+def test_batch_inference_writes_every_label(server: Server):
     request = {"device": "cpu", "multi_gpu": False, "max_workers": 1}
     answer = server.post(f"/batch/infer/{NAME}", request, images="unlabeled", run_sync="true")
     assert answer.status == 200 and set(answer.json) == {*LABELLED, *OTHERS}
@@ -124,7 +124,7 @@ def test_batch(server: Server):
     assert sorted(path.name for path in written.iterdir()) == sorted(f"{n}.nii.gz" for n in (*LABELLED, *OTHERS))
 
 
-# ---- what is refused, with a reason that the client gets and the log has
+# ---- refused, with the reason in the response and in the log
 
 
 def refused(server: Server, words: str, path: str, files: dict[str, Path] | None = None, **query: str) -> int:
@@ -135,7 +135,7 @@ def refused(server: Server, words: str, path: str, files: dict[str, Path] | None
     return answer.status
 
 
-def test_bad_input(server: Server, tmp_path: Path):
+def test_bad_input_is_refused(server: Server, tmp_path: Path):
     path, scan = f"/infer/{NAME}", server.studies / "phantom_001.nii.gz"
     assert refused(server, "no image 'absent'", path, image="absent") == 404
     assert refused(server, "no model 'absent'", "/infer/absent", image="phantom_001") == 400
@@ -168,7 +168,7 @@ def test_wrong_weights_are_not_served(server: Server, spoil: Any, words: str, st
         model.write_bytes(whole)
 
 
-def test_it_still_serves(server: Server, tmp_path: Path):
+def test_server_still_works(server: Server, tmp_path: Path):
     same_as_command_line(server, tmp_path)
 
 
@@ -180,14 +180,14 @@ def upload(server: Server, name: str, label: Path) -> None:
     assert answer.status == 200, answer.body
 
 
-def test_nothing_to_train_on(server: Server):
+def test_training_without_labels_is_refused(server: Server):
     model = (server.served / "models" / "model.pt").read_bytes()
     task = server.train(max_epochs=1)
     assert task["status"] == "ERROR" and "have none for training; label more scans" in task["details"][-1]
     assert (server.served / "models" / "model.pt").read_bytes() == model
 
 
-def test_label_of_unknown_classes(server: Server, scans: Path, tmp_path: Path):
+def test_label_with_unknown_classes_is_refused(server: Server, scans: Path, tmp_path: Path):
     for name in LABELLED:
         upload(server, name, scans / "labelsTr" / f"{name}.nii.gz")
     image = nib.load(scans / "labelsTr" / "phantom_001.nii.gz")
@@ -202,11 +202,11 @@ def test_label_of_unknown_classes(server: Server, scans: Path, tmp_path: Path):
 
 
 def test_trained_model_is_served(server: Server, tmp_path: Path):
-    """On top of the model that was served: its settings stay, and no other weight file is needed."""
+    """Training continues with the served model: it keeps the settings and needs no other weight file."""
     before = server.infer("phantom_004", tmp_path / "before.nii.gz")
     models = server.served / "models"
     old, settings = torch.load(models / "model.pt", weights_only=True), read_model_settings(models / "model.pt")
-    offered = server.get("/info/").json["trainers"][NAME]["config"]  # what 3D Slicer sends back
+    offered = server.get("/info/").json["trainers"][NAME]["config"]  # 3D Slicer sends these back
     chosen = {key: value[0] if isinstance(value, list) else value for key, value in offered.items()}
     task = server.train(**chosen | {"max_epochs": 2, "val_split": 0.34})
     assert task["status"] == "DONE", task["details"]
@@ -220,7 +220,7 @@ def test_trained_model_is_served(server: Server, tmp_path: Path):
 
 
 def test_restart_after_a_kill(server: Server, tmp_path: Path):
-    """Killed in a training: the server comes back with the model that it had learned before, and whole files."""
+    """After a kill during training the server restarts with the model from before, and with complete files."""
     model = (server.served / "models" / "model.pt").read_bytes()
     answer = server.post(f"/train/{NAME}", {"device": "cpu", "max_epochs": 50, "val_split": 0.34})
     assert answer.status == 200
@@ -233,8 +233,8 @@ def test_restart_after_a_kill(server: Server, tmp_path: Path):
     assert server.stop() == 0
 
 
-def test_two_models_that_have_both_learned(server: Server):
-    """Neither is lost: the start is refused."""
+def test_two_trained_models_stop_the_start(server: Server):
+    """Neither model is lost."""
     write_model(
         server.model, seed=1, decoder=read_model_settings(server.served / "models" / "model.pt").network.decoder
     )

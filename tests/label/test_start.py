@@ -1,4 +1,4 @@
-"""The script that starts MONAI Label, up to the start."""
+"""The script that starts MONAI Label, without the start itself."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_placed_bundle_names_the_model_s_organs(start: ModuleType, tmp_path: Path):
+def test_copied_bundle_names_the_classes_of_the_model(start: ModuleType, tmp_path: Path):
     model = write_model(tmp_path / "trained")
-    (tmp_path / "trained" / "models" / "x.pt").touch()  # a shorter name would be served first
+    (tmp_path / "trained" / "models" / "x.pt").touch()  # MONAI Label would serve the shorter name
     placed = start.place(tmp_path / "trained", tmp_path / "app")
     assert placed == tmp_path / "app" / "model" / "samora_segmentation" and (tmp_path / "app" / "main.py").is_file()
     assert sorted(path.name for path in (placed / "models").iterdir()) == ["model.json", "model.pt"]
@@ -43,28 +43,28 @@ def test_placed_bundle_names_the_model_s_organs(start: ModuleType, tmp_path: Pat
     assert (data["outputs"]["pred"]["num_channels"], data["inputs"]["image"]["spatial_shape"]) == (6, [64, 64, "*"])
 
 
-def test_no_learned_model_is_lost(start: ModuleType, tmp_path: Path):
+def test_no_trained_model_is_lost(start: ModuleType, tmp_path: Path):
     given, app = tmp_path / "trained", tmp_path / "app"
     first = write_model(given).read_bytes()
     placed = start.place(given, app)
     served = placed / "models" / "model.pt"
 
-    second = write_model(given, seed=1).read_bytes()  # trained anew outside, the server has learned nothing
+    second = write_model(given, seed=1).read_bytes()  # a new model outside; the server has not trained
     start.place(given, app)
     assert first != second == served.read_bytes()
 
-    learned = write_model(placed, seed=2).read_bytes()
+    trained = write_model(placed, seed=2).read_bytes()
     for bundle in (given, placed, given):
         start.place(bundle, app)
-        assert served.read_bytes() == learned
+        assert served.read_bytes() == trained
 
     write_model(given, seed=3)
     with refused("was trained since it was copied there", f"MODEL={placed}", "APP=FOLDER"):
         start.place(given, app)
-    assert served.read_bytes() == learned
+    assert served.read_bytes() == trained
 
 
-def test_what_is_not_served(start: ModuleType, tmp_path: Path):
+def test_missing_and_damaged_models_are_refused(start: ModuleType, tmp_path: Path):
     with refused("no trained model", "'make demo'", "MODEL=FOLDER", error=MissingFileError):
         start.place(tmp_path / "absent", tmp_path / "app")
     model = write_model(tmp_path / "trained")
@@ -80,7 +80,7 @@ def test_what_is_not_served(start: ModuleType, tmp_path: Path):
         start.find_studies(str(tmp_path / "absent"))
 
 
-def test_studies_of_the_demo(start: ModuleType, tmp_path: Path):
+def test_studies_of_the_demo_are_copied_once(start: ModuleType, tmp_path: Path):
     data = tmp_path / "data"
     write_phantoms(data, num_training=2, num_validation=2, shape=(32, 32, 4))
     studies = start.demo_studies(data, tmp_path / "studies")
@@ -91,6 +91,6 @@ def test_studies_of_the_demo(start: ModuleType, tmp_path: Path):
     ]
     (studies / "phantom_001.nii.gz").unlink()
     shutil.rmtree(data)
-    assert len(list(start.demo_studies(data, studies).glob("*.nii.gz"))) == 3  # left as it is
+    assert len(list(start.demo_studies(data, studies).glob("*.nii.gz"))) == 3  # not changed
     with refused("no scans in", "'make demo'", error=MissingFileError):
         start.demo_studies(data, tmp_path / "other")

@@ -1,4 +1,4 @@
-"""Pictures: colours by pixel, orientation, files."""
+"""Overlays: colours of pixels, orientation, files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_prediction_is_a_tint_and_the_reference_a_contour():
     assert overlay(image, None, None, 3)[8, 8].tolist() == [128] * 3
 
 
-def test_colors_differ():
+def test_colors_of_ten_classes_differ():
     colors = class_colors(11)
     assert colors[0].tolist() == [0, 0, 0]
     distance = np.abs(colors[1:, None] - colors[None, 1:]).sum(-1) + 9 * np.eye(10)
@@ -59,7 +59,7 @@ def test_slice_with_most_classes_is_the_middle_of_equal_ones():
 
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (-1, 1, -1)])
 def test_axial_slices_are_radiological(signs):
-    """A mark at the patient's right, front and head is at the left, top and end, whatever the file's axes."""
+    """A mark at the patient's right, front and head is at the left, top and end, for any axes of the file."""
     volume = torch.zeros(1, 6, 5, 4)
     at = [0 if s > 0 else -1 for s in signs]  # index where the coordinate is lowest
     right, front, head = -1 - at[0], -1 - at[1], -1 - at[2]  # RAS coordinates grow to the right, the front, the head
@@ -69,7 +69,7 @@ def test_axial_slices_are_radiological(signs):
     assert np.argwhere(slices).tolist() == [[3, 0, 0]]
 
 
-def test_png(tmp_path):
+def test_png_has_panels_and_a_legend(tmp_path):
     image = np.linspace(0, 1, 64 * 48).reshape(64, 48)
     label = np.zeros((64, 48), int)
     label[20:40, 10:30] = 2

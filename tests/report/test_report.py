@@ -1,4 +1,4 @@
-"""Per-case metrics of an evaluation, on disk and on the screen."""
+"""Per-case metrics of an evaluation, in files and in the log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPACING = (0.5, 1.0, 4.0)
 
 
 def item(path, pred_x=1, classes=(1,)):
-    """A case with single-voxel organs, the prediction shifted along x."""
+    """A case with organs of two voxels; the prediction is shifted along x."""
     affine = torch.diag(torch.tensor([-SPACING[0], -SPACING[1], SPACING[2], 1.0]))
     label, pred = torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 8, 8)
     for c in classes:
@@ -57,7 +57,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_files(tmp_path, caplog):
+def test_files_and_log_hold_the_metrics(tmp_path, caplog):
     caplog.set_level("INFO", "samora_monai")
     out = tmp_path / "eval"
     evaluate(out, [item("/d/b.nii.gz", 2, (1, 2))], [item("/d/a.nii.gz", 1, (1,))])
@@ -99,7 +99,7 @@ def test_failures_are_counted():
 
 
 def test_cases_of_all_ranks_count_once(tmp_path, monkeypatch):
-    """The other rank has measured `z`, and `a` too; it answers the second question with the slices of `z`."""
+    """The other rank has evaluated `z` and also `a`; in the second gather it sends the slices of `z`."""
     rows = [ClassMetrics(c, 0.2, 3.0, 3.0, 0.2, 3.0) for c in (1, 2)]
     z = item("/d/z.nii.gz", 2)
     slices = select_slices(z["image"], z["label"], z["pred"], rows)
@@ -118,17 +118,17 @@ def test_cases_of_all_ranks_count_once(tmp_path, monkeypatch):
     assert "Worst case: <bdi>z</bdi>, mean Dice 0.200" in page and "Best case: <bdi>a</bdi>, mean Dice 1.000" in page
 
 
-def test_same_names_in_different_folders(tmp_path):
+def test_equal_names_get_their_folders(tmp_path):
     evaluate(tmp_path, [item("/d/p1/ct.nii.gz"), item("/d/p2/ct.nii.gz"), item("/d/p2/mr.nii.gz")])
     assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")[::2]] == ["mr", "p1/ct", "p2/ct"]
 
 
-def test_same_names_in_one_folder(tmp_path):
+def test_equal_names_in_one_folder_get_their_paths(tmp_path):
     evaluate(tmp_path, [item("/d/ct.nii.gz"), item("/d/ct.nii"), item("/d/mr.nii.gz")])
     assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")[::2]] == ["/d/ct.nii", "/d/ct.nii.gz", "mr"]
 
 
-def test_refuses_what_it_cannot_measure(tmp_path):
+def test_refuses_volumes_on_different_grids(tmp_path):
     broken = item("/d/a.nii.gz")
     broken["pred"] = torch.zeros(3, 8, 8, 8)
     with pytest.raises(InputError, match=r"\[3, 8, 8, 8\] and label \[1, 8, 8, 8\] of '/d/a.nii.gz'"):
@@ -149,14 +149,14 @@ def test_refuses_a_process_without_a_case(tmp_path):
         CaseReport(tmp_path, MODEL, provenance(tmp_path)).attach(engine)
 
 
-def test_name_that_is_not_utf8(tmp_path, caplog):
+def test_file_name_that_is_not_utf8_is_escaped(tmp_path, caplog):
     caplog.set_level("INFO", "samora_monai")
     evaluate(tmp_path, [item("/d/p\udcff.nii.gz")])
     assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")] == ["p\\udcff"] * 2
     assert caplog.messages[0].startswith("p\\udcff  mean Dice 1.000")
 
 
-def test_failed_page_leaves_the_tables_and_no_half_a_file(tmp_path, monkeypatch, caplog):
+def test_failed_page_leaves_the_tables_and_no_partial_file(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "samora_monai")
 
     def fail(*args):

@@ -1,4 +1,4 @@
-"""Which cases and slices a report shows, and their pictures."""
+"""The cases and slices that a report shows, and their pictures."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NAN = float("nan")
 
 
 def volumes():
-    """Feet at the end of Z, right at the start of X, as [1, X, Y, Z]: slice 5 - z of the file is slice z from the feet.
+    """Image, label and prediction [1, X, Y, Z], the feet at the end of Z, the right at the start of X.
 
-    Class 1 is right but for a voxel in two slices each; class 2, lower in Dice, misses 3 voxels in the lowest slice.
+    Class 1 has false voxels in one slice; class 2, lower in Dice, misses 3 voxels in the lowest slice.
     """
     label, pred = torch.zeros(1, 10, 8, 6), torch.zeros(1, 10, 8, 6)
     label[0, 1:5, 1:5, 1:4] = 1
     pred[0, 1:5, 1:5, 1:4] = 1
-    pred[0, 1:5, 5, 2] = 1  # the largest error of all, of a class that is not the lowest
+    pred[0, 1:5, 5, 2] = 1  # the largest error, but not of the class with the lowest Dice
     label[0, 7:9, 2:4, 3:6] = 2
     pred[0, 7:9, 2:4, 3:5] = 2
     pred[0, 7, 2, 5] = 2
@@ -41,7 +41,7 @@ def slices_of(image, label, pred, num_classes=3):
     return select_slices(image, label, pred, case_metrics(pred[0], label[0], num_classes, (1, 2, 3)))
 
 
-def test_slices_of_a_case():
+def test_slices_show_the_organs_and_the_largest_error_of_the_lowest_class():
     image, label, pred = volumes()
     organs, error = slices_of(image, label, pred)
     assert (organs.number, organs.total, organs.pixel_mm, organs.classes) == (3, 6, (2.0, 1.0), ())
@@ -55,7 +55,7 @@ def test_slices_of_a_case():
     assert error.label.base is None  # not a view that keeps the volume
 
 
-def test_perfect_case_and_missed_class():
+def test_slices_of_a_perfect_case_and_of_a_missed_class():
     image, label, _ = volumes()
     organs, error = slices_of(image, label, label)
     assert error.number == organs.number and (error.classes, error.differing) == ((1, 2), 0)
@@ -77,7 +77,7 @@ def test_perfect_case_and_missed_class():
         ({"a": 0.9, "b": 0.1, "c": 0.3, "n": NAN, "d": 0.5}, {"worst": "b", "median": "c", "best": "a"}),
     ],
 )
-def test_places(scores, places):
+def test_worst_median_and_best_case(scores, places):
     assert worst_median_best(scores) == places
     assert list(worst_median_best(scores)) == list(places)
 
@@ -102,7 +102,7 @@ def decoded(uri: str) -> np.ndarray:
 def test_pictures_have_square_pixels():
     label, pred = np.zeros((40, 20), np.uint8), np.zeros((40, 20), np.uint8)
     label[10:20, 5:10] = 1
-    pred[10:30, 5:10] = 12  # the eleventh class has the first one's colour again, and another number
+    pred[10:30, 5:10] = 12  # colours repeat after ten classes
     shown = CaseSlice(np.full((40, 20), 51, np.uint8), label, pred, 1, 1, (1.0, 4.0))
     pictures = case_pictures(shown, 13)
     assert (pictures.width, pictures.height) == (SIDE, SIDE // 2)
@@ -113,6 +113,6 @@ def test_pictures_have_square_pixels():
     inside, below = (120, 240), (200, 240)  # rows 10 to 20 are 80 to 160, columns 5 to 10 are 160 to 320
     assert reference[inside].tolist() == tinted[0].tolist() and reference[below].tolist() == [51] * 3
     assert prediction[inside].tolist() == prediction[below].tolist() == tinted[1].tolist()
-    assert prediction[120, 160].tolist() == np.round(255 * colors[1]).tolist()  # the reference's outline
+    assert prediction[120, 160].tolist() == np.round(255 * colors[1]).tolist()  # the outline of the reference
     white = np.argwhere((prediction == 255).all(-1))
-    assert white[:, 1].min() >= 320 and white[:, 1].max() < 360  # the number, right of the region
+    assert white[:, 1].min() >= 320 and white[:, 1].max() < 360  # the number, to the right of the region

@@ -1,4 +1,4 @@
-"""`report.html` as a parser and a browser read it: whole, self-contained, escaped, accessible."""
+"""`report.html` in a parser and in a browser: complete, self-contained, escaped, accessible."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ BROWSER = os.environ.get("CHROME_BIN") or next((path for name in BROWSERS if (pa
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, their text, and whether each is closed in its order."""
+    """Parse tags with their attributes and text, and check that they are nested correctly."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
         self.tags: list[tuple[str, dict[str, str]]] = []
-        self.texts: dict[str, list[str]] = {}  # by the tag around them
+        self.texts: dict[str, list[str]] = {}  # by enclosing tag
         self.open: list[str] = []
         self.feed(source)
         self.close()
@@ -103,7 +103,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return report(tmp_path_factory.mktemp("report"), [*items, item(odd, 6), item("/d/empty.nii.gz", classes=())])
 
 
-def test_is_whole_and_needs_nothing(source: str):
+def test_page_is_complete_and_self_contained(source: str):
     page = Page(source)
     assert source.startswith("<!DOCTYPE html>") and page.all("html") == [{"lang": "en"}]
     assert not {"script", "iframe", "object", "form", "base"} & {tag for tag, _ in page.tags}
@@ -137,8 +137,8 @@ def test_tables_have_headers(source: str):
     assert [h for h in ("h1", "h2", "h3") for _ in page.all(h)] == ["h1"] + ["h2"] * 4 + ["h3"] * 3
 
 
-def test_numbers(source: str):
-    """Of 240 voxels a shift by one along the 8 rows keeps 7 / 8, by two 6 / 8, by six 2 / 8."""
+def test_tables_have_the_metrics(source: str):
+    """A shift by one of the 8 rows leaves an overlap of 7 / 8, by two 6 / 8, by six 2 / 8."""
     dice, hd95 = re.findall(r"<tbody role.*?</tbody>", source, re.DOTALL)
     rows = [re.findall(r'class="number.*?">(.*?)</td>', row) for row in dice.splitlines() if "<tr" in row]
     assert rows[0] == rows[1] == ["4", "0", "0", "0.719", "0.812"]
@@ -148,7 +148,7 @@ def test_numbers(source: str):
     assert dice.count('role="img"') == hd95.count('role="img"') == 2
 
 
-def test_cases(source: str):
+def test_cases_are_ranked_and_explained(source: str):
     page = Page(source)
     assert [re.sub(", mean.*", "", text) for text in re.findall(r"<h3>(.*?): <bdi>", source)] == [
         "Worst case", "Median case", "Best case",
@@ -183,7 +183,7 @@ def test_run_is_described(source: str):
     assert (facts["encoder"], facts["window"]) == ("tiny", "[-125, 275]")
 
 
-def test_command_can_be_given_again(monkeypatch: pytest.MonkeyPatch):
+def test_command_line_can_be_repeated(monkeypatch: pytest.MonkeyPatch):
     words = ["run", "--config_file", "['a b.yaml','c']", "--x", "it's $HOME", "--y", 'a "b"', "--z", ""]
     monkeypatch.setattr("sys.argv", ["/lib/monai/bundle/__main__.py", *words])
     assert command_line().startswith("python -m monai.bundle run --config_file \"['a b.yaml','c']\" ")
@@ -192,8 +192,8 @@ def test_command_can_be_given_again(monkeypatch: pytest.MonkeyPatch):
     assert command_line() == "own.py 1"
 
 
-def test_failures_are_told(tmp_path: Path):
-    """One case: class 1 missed, class 2 found where it is not."""
+def test_missed_classes_and_false_alarms_are_remarked(tmp_path: Path):
+    """One case: class 1 is missed, class 2 is a false alarm."""
     broken = item("/d/a.nii.gz", classes=(1, 2))
     broken["label"][broken["label"] == 2] = 0
     broken["pred"][broken["pred"] == 1] = 0
@@ -203,7 +203,7 @@ def test_failures_are_told(tmp_path: Path):
     assert len(Page(source).all("img")) == 3
 
 
-def test_nothing_to_rank(tmp_path: Path):
+def test_page_without_ranked_cases(tmp_path: Path):
     source = report(tmp_path, [item("/d/a.nii.gz", classes=())])
     assert (
         not Page(source).all("img")
@@ -212,7 +212,7 @@ def test_nothing_to_rank(tmp_path: Path):
     )
 
 
-def test_twenty_classes(tmp_path: Path):
+def test_page_of_twenty_classes(tmp_path: Path):
     names = ["background", *(f"organ {index}" for index in range(1, 21))]
     rows = Page(report(tmp_path, [item("/d/a.nii.gz"), item("/d/b.nii.gz", 1)], names)).texts["th"]
     assert rows.count("organ 20") == 2 and rows.count("20 organ 20") == 2
@@ -229,7 +229,7 @@ def browse(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed, nor is CHROME_BIN set")
 def test_in_chromium(source: str, tmp_path: Path):
-    """It renders without a complaint, the worst case's picture among it; nothing is wider than a telephone."""
+    """The page renders without console messages, shows the picture of the worst case, and fits a phone's width."""
     file, picture = tmp_path / "report.html", tmp_path / "page.png"
     file.write_text(source, encoding="utf-8")
     told = browse(f"--screenshot={picture}", "--window-size=1200,2400", file.as_uri()).stderr
@@ -247,6 +247,6 @@ def test_in_chromium(source: str, tmp_path: Path):
     dom = browse("--dump-dom", "--window-size=390,800", file.as_uri()).stdout
     assert re.search(r'data-probe="(.*?)"', dom)[1] == "[true,9,390]"  # type: ignore[index]
 
-    file.write_text(source.replace("</body>", probe), encoding="utf-8")  # the page's own policy stops a script
+    file.write_text(source.replace("</body>", probe), encoding="utf-8")  # the page's policy blocks scripts
     finished = browse("--dump-dom", file.as_uri())
     assert "CONSOLE" in finished.stderr and "data-probe=" not in finished.stdout
