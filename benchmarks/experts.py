@@ -141,7 +141,7 @@ def main() -> None:
     print("\n| teacher | position error, random, % | position error, trained, % |\n|---|---|---|")
     for name, before, after in teachers:
         print(f"| {name} | {before:.1f} | {after:.1f} |")
-    print("\n| expert | untrained | first epoch | last epoch | fallen by | last, expert off | higher by |")
+    print("\n| expert | untrained | first epoch | last epoch | reduced by | last, expert off | higher by |")
     print("|---|---|---|---|---|---|---|")
     for level, before, first, last, fall, off, rise in experts:
         print(f"| {level} | {before:.4g} | {first:.4g} | {last:.4g} | {fall:.0f} % | {off:.4g} | {rise:.0f} % |")
