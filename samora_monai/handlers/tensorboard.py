@@ -1,4 +1,7 @@
-"""TensorBoard: one event file for a run, and the overlay of a validation."""
+"""TensorBoard: one event file for a run, and the overlay of a validation.
+
+MONAI's `TensorBoardImageHandler` draws volumes as animations, without the label on the image.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from monai.utils import CommonKeys as Keys
 
 
 class TensorBoard:
-    """The event file of a run, opened when the first value is written; only rank 0 should write.
+    """The event file of a run, opened when its writer is first used, which only rank 0 should do.
 
     Args:
         log_dir: folder of the file.
@@ -29,16 +32,12 @@ class TensorBoard:
 
         return SummaryWriter(self.log_dir)
 
-    def flush(self) -> None:
-        """Write everything to disk."""
-        self.writer.flush()
-
 
 class OverlayToTensorBoard:
     """Evaluator handler that adds the most labelled slice of the first case to TensorBoard, as `validation/overlay`.
 
-    The engine's decollated output holds `image`, `pred` and `label` as MetaTensors [1, X, Y, Z] on one grid, the image
-    in [0, 1], the others label maps. Rank 0 only.
+    The decollated output of the engine holds `image` in [0, 1] and the label maps `pred` and `label`, MetaTensors
+    [1, X, Y, Z] on one grid. Rank 0 only.
 
     Args:
         tensorboard: where the picture is written.
@@ -48,7 +47,7 @@ class OverlayToTensorBoard:
         self.tensorboard = tensorboard
 
     def attach(self, engine: Evaluator) -> None:
-        """Draw at the first iteration of each validation of `engine`."""
+        """Draw in the first iteration of each validation of `engine`."""
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, i: i == 1), self._draw)
 

@@ -1,4 +1,4 @@
-"""The handlers that every trainer of this package has, as one."""
+"""The handlers that every trainer of this package has, as one entry of a config."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class TrainingHandlers:
 
     - `LrScheduleHandler`, one step of the schedule per iteration;
     - `NanGuard` and `Progress`;
-    - the epoch of the loss function, if it has `set_epoch` (H-SAM's loss);
-    - the loss in TensorBoard, as `train_loss`, on rank 0;
+    - the epoch of the loss function, if it has `set_epoch` (`HierarchicalLoss`);
+    - `TensorBoardStatsHandler`, the loss as `train_loss`, on rank 0;
     - `EpochValidation`.
 
-    The trainer does not decollate; its output becomes a list with one dict for the whole batch, so that MONAI's
+    The trainer has `decollate=False`. Its output becomes a list with one dict for the whole batch, in which
     `from_engine(["loss"], first=True)` finds the loss, as MONAI's MLflow settings expect.
 
     Args:
         lr_scheduler: stepped after every iteration.
-        validator: the evaluator; None for a training that is validated from outside (federated).
+        validator: the evaluator; None for a training without validation (a site of a federation).
         val_interval: epochs from one validation to the next.
         tensorboard: where the loss is written.
     """
@@ -46,7 +46,7 @@ class TrainingHandlers:
         self.tensorboard = tensorboard
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Attach all of them to `engine`, a trainer with `decollate=False`."""
+        """Attach them to `engine`, a trainer with `decollate=False`."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _list_output)
         LrScheduleHandler(cast(Any, self.lr_scheduler), print_lr=False, epoch_level=False).attach(engine)
         NanGuard().attach(engine)
@@ -58,7 +58,6 @@ class TrainingHandlers:
                 tag_name="train_loss",
                 output_transform=from_engine([Keys.LOSS], first=True),
             ).attach(engine)
-            engine.add_event_handler(Events.EPOCH_COMPLETED | Events.COMPLETED, self.tensorboard.flush)
         if self.validator is not None:
             EpochValidation(self.val_interval, self.validator).attach(engine)
 

@@ -1,7 +1,7 @@
-"""When a training validates.
+"""Validation within a training.
 
-Differs from `monai.handlers.ValidationHandler` in: the last epoch is validated too, whatever the interval. It is
-validation that saves the best model, so that every training leaves one.
+Differs from `monai.handlers.ValidationHandler` in: the last epoch is validated too, whatever the interval. Validation
+saves the best model, so that every training leaves one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class EpochValidation(ValidationHandler):
     """
 
     def attach(self, engine: Engine) -> None:
-        """Validate the training of `engine`."""
+        """Validate the training of `engine`, the trainer."""
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_due), self)
 
     def _is_due(self, engine: Engine, epoch: int) -> bool:

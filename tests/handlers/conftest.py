@@ -26,9 +26,18 @@ BATCH = 2
 
 
 def build_run(
-    folder: Path, epochs: int = 4, decollate: bool = True, batch: int = BATCH, seed: int = 0, workers: int = 0
+    folder: Path,
+    epochs: int = 4,
+    decollate: bool = True,
+    batch: int = BATCH,
+    seed: int = 0,
+    workers: int = 0,
+    handlers: bool = True,
 ) -> SimpleNamespace:
-    """Trainer, evaluator and their objects, connected as in the bundles, on one thread. Not started."""
+    """Trainer, evaluator and their objects, connected as in the bundles, on one thread. Not started.
+
+    Without `handlers`, nothing steps the schedule, validates or logs.
+    """
     torch.set_num_threads(1)
     set_determinism(seed=seed)
     image = torch.rand(SLICES, 1, 16, 16)
@@ -48,7 +57,7 @@ def build_run(
                 include_background=False, num_classes=2, output_transform=from_engine(["pred", "label"])
             )
         },
-        val_handlers=[BestCheckpoint(model_file, network), ValidationLog()],
+        val_handlers=[BestCheckpoint(model_file, network), *([ValidationLog()] if handlers else [])],
     )
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
@@ -62,11 +71,18 @@ def build_run(
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),  # type: ignore[arg-type]
             Progress(interval=0.0),
             ValidationHandler(interval=1, validator=evaluator),
-        ],
+        ]
+        if handlers
+        else [],
     )
     last = LastCheckpoint(folder / "last.pt", network, optimizer, scheduler, trainer, evaluator)
     return SimpleNamespace(
-        trainer=trainer, evaluator=evaluator, last=last, model_file=model_file, best=last.objects["best"]
+        trainer=trainer,
+        evaluator=evaluator,
+        scheduler=scheduler,
+        last=last,
+        model_file=model_file,
+        best=last.objects["best"],
     )
 
 

@@ -91,7 +91,7 @@ def test_tensorboard_gets_one_picture_per_validation(tmp_path):
     tensorboard = TensorBoard(tmp_path)
     OverlayToTensorBoard(tensorboard).attach(engine)
     engine.run([0, 1, 2])
-    tensorboard.flush()
+    tensorboard.writer.flush()
     events = EventAccumulator(str(tmp_path)).Reload()
     (event,) = events.Images("validation/overlay")
     assert (event.step, event.width, event.height) == (1, 8, 6)
