@@ -1,9 +1,9 @@
-"""Federated fine-tuning: sites train one adapter on scans that stay where they are, and exchange that adapter alone.
+"""Federated fine-tuning: sites train one adapter on scans that never leave them, and exchange that adapter alone.
 
-A site is MONAI's `MonaiAlgo` on the segmentation bundle; the sites' adapters are averaged as FedAvg does
-(https://arxiv.org/abs/1602.05629). Differs from `MonaiAlgo` in: what trains travels, not the whole network, and nothing
-else is taken; the bundle knows its folder and all its rounds before it is built, so that the learning rate falls over
-the whole federation and `resume` works; it is built once, not four times, and one network trains and is evaluated.
+A site is MONAI's `MonaiAlgo` on the segmentation bundle; the adapters of the sites are averaged by FedAvg
+(https://arxiv.org/abs/1602.05629). Differs from `MonaiAlgo` in: only the parameters that train are sent and accepted;
+the bundle is built with its folder and the epochs of all rounds, so that the learning rate falls over the whole
+federation and `resume` works; it is built once instead of four times, and one network is trained and evaluated.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from samora_monai.checkpoints.sam import base_keys
 from samora_monai.errors import InputError
 from samora_monai.networks import Segmenter
 
-FROZEN = "frozen_sha256"  # beside the weights, so that any server that averages hands it on
+FROZEN = "frozen_sha256"  # sent as one of the weights, so that any averaging server returns it
 
 
 def adapter_names(net: Segmenter) -> list[str]:
-    """The parameters that travel: those that train.
+    """The names of the parameters that are exchanged: those that train.
 
     Raises:
-        InputError: SAM's encoder is among them.
+        InputError: parameters of SAM's encoder are among them.
     """
     names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
     if base := [name for name in base_keys(net) if name in set(names) and name.startswith("image_encoder.")]:
@@ -44,14 +44,14 @@ def adapter_names(net: Segmenter) -> list[str]:
 
 
 def fingerprint(state: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """SHA-256 of all of `state` but `names`, as 32 numbers from 0 to 255: the mean of equal ones is the same again."""
-    travelling = set(names)
-    digest = sha256_of({key: value for key, value in state.items() if key not in travelling})
+    """SHA-256 of `state` without `names`, as 32 numbers from 0 to 255, so that the mean of equal ones equals them."""
+    exchanged = set(names)
+    digest = sha256_of({key: value for key, value in state.items() if key not in exchanged})
     return torch.tensor(list(bytes.fromhex(digest)), dtype=torch.float32)
 
 
 class AdapterOnly(Filter):
-    """What leaves a site: of a network's whole state its adapter, copied, and the fingerprint of what stays.
+    """The filter of what a site sends: a copy of the adapter, and the fingerprint of all other weights.
 
     Args:
         net: the network; its `requires_grad` must be set for good.
@@ -63,18 +63,18 @@ class AdapterOnly(Filter):
     def __call__(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
         """
         Raises:
-            InputError: the state is of another network (a `model.pt` of other settings).
+            InputError: the state is of another network (a `model.pt` with other settings).
         """
         state = data.weights or {}
         if missing := [name for name in self.names if name not in state]:
-            raise InputError(f"the model to be sent has no {missing[0]}; it was trained with other settings, remove it")
+            raise InputError(f"the model to send has no {missing[0]}; it was trained with other settings, remove it")
         adapter = {name: state[name].detach().cpu().clone() for name in self.names}  # training goes on in the original
         data.weights = adapter | {FROZEN: fingerprint(state, self.names)}
         return data
 
 
 class SameAdapter(Filter):
-    """What a site takes: exactly the adapter that it would send, on exactly its own frozen weights.
+    """The filter of what a site accepts: the same weights as it sends, with the fingerprint of its own other weights.
 
     Args:
         net: the network; its `requires_grad` must be set for good.
@@ -89,18 +89,18 @@ class SameAdapter(Filter):
     def __call__(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
         """
         Args:
-            data: its `weights` are tensors or NumPy arrays by name; it stays as it is.
+            data: its `weights` are tensors or NumPy arrays by name; it is not changed.
 
         Raises:
-            InputError: a weight is missing, not expected or of another shape; differences instead of weights; the
-                sites' frozen weights are not the same.
+            InputError: a weight is missing, unexpected or of another shape; differences instead of weights; the
+                frozen weights of the sites differ.
         """
         if data.weight_type == WeightType.WEIGHT_DIFF:
             raise InputError("received differences of weights, expected the weights; let the server send the model")
         got = data.weights or {}
         missing = [name for name in self.shapes if name not in got]
         unexpected = [name for name in got if name not in self.shapes]
-        for what, names in (("lacks", missing), ("has too", unexpected)):
+        for what, names in (("lacks", missing), ("also has", unexpected)):
             if names:
                 raise InputError(
                     f"the received model {what} {len(names)} weights ({', '.join(names[:3])}, ...), expected the "
@@ -113,30 +113,30 @@ class SameAdapter(Filter):
                     "settings"
                 )
         weights = {name: torch.as_tensor(value) for name, value in got.items()}
-        # a mean of whole numbers in float32: off by far less than 0.01 if they were equal
+        # the mean of equal whole numbers in float32 differs from them by far less than 0.01
         if not torch.allclose(weights.pop(FROZEN).cpu().float(), self.fingerprint, rtol=0.0, atol=0.01):
             raise InputError(
-                "the received model stands on other frozen weights than this site's, or the sites' differ; give all "
+                "the received model has other frozen weights than this site, or those of the sites differ; give all "
                 "sites the same SAM checkpoint, the same expert files and the same seed"
             )
         return ExchangeObject(weights, weight_type=WeightType.WEIGHTS, statistics=data.statistics)
 
 
 class AdapterAlgo(MonaiAlgo):
-    """One site. The network that it evaluates best is in the bundle's `models/model.pt`, as after any training.
+    """One site. The best model that it evaluates becomes `models/model.pt` of its bundle, as in any training.
 
     Args:
         bundle_root: folder of the site's own copy of the bundle.
-        rounds: how often the sites exchange their adapters; the learning rate falls over all rounds.
-        local_epochs: epochs on this site's scans in a round.
-        settings: the settings of `configs/train.yaml`, as on the command line; `dataset_dir` among them.
+        rounds: number of exchanges of adapters; the learning rate falls over all rounds.
+        local_epochs: epochs of a round on the scans of this site.
+        settings: the settings of `configs/train.yaml`, as on the command line, with `dataset_dir`.
     """
 
     def __init__(self, bundle_root: str, rounds: int, local_epochs: int = 1, **settings: Any) -> None:
         super().__init__(
             bundle_root,
             local_epochs,
-            send_weight_diff=False,  # as many bytes, and a site can hand out the model that all start from
+            send_weight_diff=False,  # it takes as many bytes, and the first model could not come from a site
             config_train_filename=None,
             config_evaluate_filename=None,
         )
@@ -144,13 +144,14 @@ class AdapterAlgo(MonaiAlgo):
         self.settings = settings
 
     def initialize(self, extra: dict | None = None) -> None:
-        """Build the bundle's training.
+        """Build the training of the bundle.
 
         Args:
-            extra: of `ExtraItems` the client's name, and the folder that `bundle_root` is relative to.
+            extra: `ExtraItems.CLIENT_NAME`, and `ExtraItems.APP_ROOT`, the folder that `bundle_root` is relative to.
 
         Raises:
-            InputError: a setting that no config knows; behind a RuntimeError of MONAI, whatever stops a training.
+            InputError: a setting that is not in the config.
+            RuntimeError: from MONAI, with the cause of any other error that stops a training.
         """
         extra = extra or {}
         self.client_name = extra.get(ExtraItems.CLIENT_NAME, "noname")
@@ -158,7 +159,7 @@ class AdapterAlgo(MonaiAlgo):
         file = os.path.join(self.bundle_root, "configs", "train.yaml")
         config = ConfigParser(ConfigParser.load_config_file(file))
         if unknown := [name for name in self.settings if name not in config]:
-            raise InputError(f"unknown setting {unknown[0]!r}; expected those on top of {file}")
+            raise InputError(f"unknown setting {unknown[0]!r}; expected one of those at the top of {file}")
         workflow = ConfigWorkflow(
             file,
             logging_file=False,
@@ -168,8 +169,8 @@ class AdapterAlgo(MonaiAlgo):
             **self.settings,
         )
         for handler in workflow.parser["train"]["handlers"]:
-            if handler["_target_"].endswith(".EpochValidation"):  # `evaluate` validates, the exchanged model only
-                handler["_disabled_"] = True
+            if "validator" in handler:
+                handler["validator"] = None  # `evaluate` validates, and only the exchanged model
         workflow.initialize()
         self.train_workflow = workflow  # type: ignore[assignment]
         self.trainer, self.evaluator = workflow.trainer, workflow.evaluator
@@ -178,18 +179,18 @@ class AdapterAlgo(MonaiAlgo):
         self.post_weight_filters = [AdapterOnly(workflow.network_def)]  # type: ignore[assignment]
 
     def train(self, data: ExchangeObject, extra: dict | None = None) -> None:
-        """Train a round on top of the model `data`.
+        """Train the model `data` for one round.
 
         Raises:
-            InputError: all rounds are over; `data` is refused, or anything that stops a training.
+            InputError: all rounds are complete; `SameAdapter` refuses `data`; any error that stops a training.
         """
         assert self.trainer is not None, "initialize() comes first"
-        if self.trainer.state.epoch >= self.epochs:  # the learning rate has come to its end, it would be 0
+        if self.trainer.state.epoch >= self.epochs:  # the learning rate would be 0
             raise InputError(
                 f"this site has trained all its {self.epochs // self.local_epochs} rounds; "
-                "start it with more rounds, and with resume to go on"
+                "start it with more rounds, and with resume to continue"
             )
-        # a site that was stopped within a round trains the rest of it, so that all come to the end together
+        # a site that was stopped within a round trains the rest of it, so that the rounds of all sites stay equal
         whole, self.local_epochs = self.local_epochs, self.local_epochs - self.trainer.state.epoch % self.local_epochs
         try:
             super().train(data, extra)
@@ -197,23 +198,23 @@ class AdapterAlgo(MonaiAlgo):
             self.local_epochs = whole
 
     def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
-        """Evaluate the model `data`; if it is the best one so far, it becomes the bundle's `models/model.pt`.
+        """Evaluate the model `data`; the best one so far becomes `models/model.pt` of the bundle.
 
         Raises:
-            InputError: `data` is refused, or anything that stops an evaluation.
+            InputError: `SameAdapter` refuses `data`; any error that stops an evaluation.
         """
         assert self.trainer is not None, "initialize() comes first"
         metrics = super().evaluate(data, extra)
         if self.trainer.state.epoch:
-            self.last_checkpoint.save()  # with the best Dice so far, for a site that is stopped now
+            self.last_checkpoint.save()  # with the best Dice so far, in case the site is stopped now
         return metrics
 
 
 def average(updates: Sequence[ExchangeObject]) -> ExchangeObject:
-    """FedAvg: the mean of the sites' adapters, each in proportion to the steps that it trained in this round.
+    """FedAvg: the mean of the adapters of the sites, weighted by the steps that each trained in this round.
 
     Raises:
-        InputError: the adapters are not of the same weights.
+        InputError: the adapters do not hold the same weights.
     """
     steps = [float((update.statistics or {})[FlStatistics.NUM_EXECUTED_ITERATIONS]) for update in updates]
     adapters = [update.weights or {} for update in updates]

@@ -79,7 +79,7 @@ def test_other_models_are_refused():
     base = "image_encoder.patch_embed.proj.weight"
     spoiled = {
         f"lacks 1 weights ({key}, ...)": {name: value for name, value in weights.items() if name != key},
-        f"has too 1 weights ({base}, ...)": weights | {base: net.state_dict()[base]},
+        f"also has 1 weights ({base}, ...)": weights | {base: net.state_dict()[base]},
         f"{key} is [256, 1], expected [1, 256]": weights | {key: weights[key].T},
         "other frozen weights": weights | {FROZEN: weights[FROZEN] + torch.eye(32)[0]},
         f"lacks {len(weights)} weights": {},
