@@ -124,6 +124,7 @@ def _command(arguments: Sequence[str], cwd: str, out: str, err: str, env: Mappin
     """What the interpreter does with `-m monai.bundle ARGUMENTS`, in the forked process."""
     for descriptor, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    multiprocessing.set_start_method(None, force=True)  # of data loaders' workers: the platform's, not this server's
     os.environ.update(env)
     os.chdir(cwd)
     sys.path.insert(0, cwd)
