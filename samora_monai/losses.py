@@ -1,7 +1,7 @@
 """The segmentation losses of SAMed (https://arxiv.org/abs/2304.13785) and H-SAM (https://arxiv.org/abs/2403.18271).
 
 Differs from their code in: the label is resized to the grid of the logits with aligned cell centres (`nearest-exact`),
-because the logits are later enlarged with `align_corners=False`; SciPy's `zoom` in the reference aligns the corners.
+which fits the enlargement of the logits with `align_corners=False`; SciPy's `zoom` in the reference aligns the corners.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class SegmentationLoss(nn.Module):
 
     With p the softmax over K classes and t the one-hot label, sums over pixels and the whole batch:
     `Dice = mean_k 1 - (2 sum p_k t_k + 1e-5) / (sum p_k^2 + sum t_k^2 + 1e-5)`; CE is the mean over all pixels.
-    As in the reference, a class that is absent from the batch costs up to 1 in its Dice term where it is predicted.
+    As in the reference, a class that is absent from the batch adds up to 1 to the sum over k where it is predicted.
 
     Args:
         lambda_ce: weight of the cross-entropy; 0.2 in SAMed, 0.1 in H-SAM.
         lambda_dice: weight of the Dice loss; 0.8 in SAMed, 0.9 in H-SAM.
         upsample_logits: False reduces the label to the size of the logits (nearest; SAMed). True enlarges the logits to
-            the size of the label (bilinear), which costs memory and resolves thin structures.
-        all_processes: sum the Dice term over the batches of all processes of a distributed run, see `SharedDice`.
+            the size of the label (bilinear), which needs more memory and resolves thin structures.
+        all_processes: compute the Dice term over the batches of all processes of a distributed run, see `SharedDice`.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class SegmentationLoss(nn.Module):
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            logits: [B, K, h, w], unnormalised, any floating type; computed in float32 or better.
+            logits: [B, K, h, w], unnormalised, any floating type; the loss is computed in float32 or float64.
             label: [B, 1, H, W], class numbers 0 ... K-1.
 
         Returns:
-            a scalar.
+            A scalar.
         """
         logits = convert_to_tensor(logits, track_meta=False)
         label = convert_to_tensor(label, track_meta=False)
@@ -72,7 +72,7 @@ class SegmentationLoss(nn.Module):
 
 
 def second_stage_weight(epoch: int) -> float:
-    """H-SAM's weight of its second decoder, `w = 0.6 ** (0.99 ** epoch)`: 0.6 at epoch 0 (0-based), towards 1."""
+    """H-SAM's weight of its second decoder, `w = 0.6 ** (0.99 ** epoch)`: 0.6 in epoch 0, rising towards 1."""
     return 0.6 ** (0.99**epoch)
 
 
@@ -104,7 +104,7 @@ class HierarchicalLoss(SegmentationLoss):
             label: [B, 1, H, W], class numbers 0 ... K-1.
 
         Returns:
-            a scalar.
+            A scalar.
         """
         first, second = logits
         w = second_stage_weight(self.epoch)
@@ -112,14 +112,14 @@ class HierarchicalLoss(SegmentationLoss):
 
 
 class SharedDice(DiceLoss):
-    """`mean_k 1 - (2 sum p_k t_k + 1e-5) / (sum p_k^2 + sum t_k^2 + 1e-5)`, the sums over all processes' batches.
+    """`mean_k 1 - (2 sum p_k t_k + 1e-5) / (sum p_k^2 + sum t_k^2 + 1e-5)`, sums over the batches of all processes.
 
-    Computed for each process alone it would be the Dice loss of a small batch: with two slices in place of four, more
-    classes are absent, each of which costs up to 1.
+    Computed for each process alone, it would be the Dice loss of a smaller batch, from which more classes are absent,
+    each of which adds up to 1 to the sum over k.
     """
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Logits [B, K, H, W] and label [B, 1, H, W], class numbers 0 ... K-1 -> a scalar, equal in all processes."""
+        """Logits [B, K, H, W], label [B, 1, H, W] with class numbers 0 ... K-1 -> a scalar, equal in all processes."""
         probability = logits.softmax(1)
         target = F.one_hot(label[:, 0].long(), logits.shape[1]).movedim(-1, 1).to(logits.dtype)  # [B, K, H, W]
         common = (probability * target).sum((0, 2, 3))
@@ -129,7 +129,7 @@ class SharedDice(DiceLoss):
 
 
 def _sum_over_processes(x: torch.Tensor) -> torch.Tensor:
-    # The gradient is that of x times the number of processes, because DistributedDataParallel averages gradients.
+    # the gradient of x is scaled by the number of processes, because DistributedDataParallel averages gradients
     total = idist.all_reduce(x.detach().clone())
     assert isinstance(total, torch.Tensor)
     return total + idist.get_world_size() * (x - x.detach())

@@ -1,7 +1,7 @@
-"""SAMed's learning rate: linear warm-up, then polynomial decay (https://github.com/hitachinsk/SAMed, `trainer.py`).
+"""Learning rates with a linear warm-up: SAMed's polynomial decay (https://github.com/hitachinsk/SAMed) and a cosine.
 
-The reference sets the rate after each step, which makes the first warm-up rate and the full rate last two steps each;
-reproduced here step by step.
+SAMed's `trainer.py` sets the rate after each step, so that the first warm-up rate and the full rate last two steps
+each; this is reproduced step by step.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def warmup_poly(step: int, *, warmup: int, max_iterations: int, exponent: float) -> float:
-    """The factor on the base rate that optimiser step `step` uses.
+    """The factor on the base rate in optimiser step `step`.
 
     With i = step - 1 (the reference's counter when it sets this rate, 0 for the first two steps):
     `(i + 1) / warmup` while i < warmup, then `(1 - (i - warmup) / max_iterations) ** exponent`.
 
     Args:
-        step: number of optimiser steps already taken, from 0.
+        step: number of optimiser steps taken before, from 0.
         warmup: length of the warm-up in steps; 0 for none.
         max_iterations: epochs times iterations per epoch, not reduced by the warm-up.
         exponent: 0.9 in SAMed and H-SAM, 7 in SAMed_h.
 
     Returns:
-        a factor in [0, 1].
+        A factor in [0, 1].
     """
     i = max(step - 1, 0)
     if i < warmup:
@@ -36,9 +36,7 @@ def warmup_poly(step: int, *, warmup: int, max_iterations: int, exponent: float)
 
 
 class WarmupPolyLR(LambdaLR):
-    """:func:`warmup_poly` for an optimiser, to be stepped after every iteration.
-
-    In a bundle: `LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False)`.
+    """`warmup_poly` for an optimiser, to be stepped after every iteration.
 
     Args:
         optimizer: its `lr` is the base rate.
@@ -47,15 +45,11 @@ class WarmupPolyLR(LambdaLR):
         exponent: of the decay.
 
     Raises:
-        ValueError: if `warmup` is negative or `max_iterations` is not positive.
+        ValueError: `warmup` is negative or `max_iterations` is not positive.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: int, max_iterations: int, exponent: float = 0.9) -> None:
-        if warmup < 0 or max_iterations < 1:
-            raise ValueError(
-                f"warmup must be >= 0 and max_iterations >= 1, got {warmup} and {max_iterations}; "
-                "max_iterations is epochs times the length of the data loader"
-            )
+        _check(warmup, max_iterations)
         super().__init__(
             optimizer, partial(warmup_poly, warmup=warmup, max_iterations=max_iterations, exponent=exponent)
         )
@@ -64,8 +58,8 @@ class WarmupPolyLR(LambdaLR):
 class WarmupCosineLR(WarmupCosineSchedule):
     """MONAI's linear warm-up and cosine decay, to be stepped after every iteration.
 
-    Differs from it in: a saved state holds how far the training is, not how long it was to be, so that a run which is
-    resumed for more epochs goes on along its own cosine instead of rising again behind the end of the old one.
+    Differs from it in: the state does not hold the length of the training, so that a run which is resumed for more
+    epochs follows its own cosine; MONAI's would rise again after the end of the former one.
 
     Args:
         optimizer: its `lr` is the highest rate.
@@ -73,15 +67,22 @@ class WarmupCosineLR(WarmupCosineSchedule):
         max_iterations: epochs times iterations per epoch.
 
     Raises:
-        ValueError: if `warmup` is negative or `max_iterations` is not positive.
+        ValueError: `warmup` is negative or `max_iterations` is not positive.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: int, max_iterations: int) -> None:
-        if warmup < 0 or max_iterations < 1:
-            raise ValueError(f"warmup must be >= 0 and max_iterations >= 1, got {warmup} and {max_iterations}")
+        _check(warmup, max_iterations)
         super().__init__(optimizer, warmup, max_iterations, warmup_multiplier=0.01)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps taken (and what `LambdaLR` asks for)."""
+        """The number of steps taken, and what else `LambdaLR` needs to load a state."""
         kept = ("last_epoch", "_step_count", "lr_lambdas")
         return {key: value for key, value in super().state_dict().items() if key in kept}
+
+
+def _check(warmup: int, max_iterations: int) -> None:
+    if warmup < 0 or max_iterations < 1:
+        raise ValueError(
+            f"warmup must be >= 0 and max_iterations >= 1, got {warmup} and {max_iterations}; "
+            "max_iterations is epochs times the length of the data loader"
+        )

@@ -61,7 +61,7 @@ def test_refuses_impossible_lengths(warmup, max_iterations):
 
 
 def test_a_longer_run_resumes_on_its_own_cosine():
-    """MONAI's schedule restores the old length too, and its cosine rises again behind it."""
+    """MONAI's schedule also restores the former length, after which its cosine rises again."""
 
     def build(length):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)

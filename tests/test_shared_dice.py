@@ -1,4 +1,4 @@
-"""In one process the shared Dice is MONAI's; that two processes have the gradient of one: tests/bundles."""
+"""In one process the shared Dice is MONAI's; tests/bundles compare the gradient of two processes with that of one."""
 
 from __future__ import annotations
 
