@@ -106,6 +106,6 @@ def test_killed_expert_equals_an_undisturbed_one(
 def test_killed_teacher_equals_an_undisturbed_one(expert_bundle: Callable[..., Bundle], phantoms: Path, level: str):
     settings = FAST_TEACHER[level] | {"epochs": EPOCHS, "batch_size": 4, "dataset_dir": phantoms}
     bundle, undisturbed = expert_bundle(level), expert_bundle(level, "undisturbed")
-    kill_and_resume(bundle, "teacher", bundle.root / "eval" / "teacher_last.pt", **settings)
+    kill_and_resume(bundle, "teacher", bundle.root / "eval" / "last_teacher.pt", **settings)
     assert undisturbed("teacher", **settings).code == 0
-    assert_same_files(bundle, undisturbed, ["models/teacher.pt", "eval/teacher_last.pt"])
+    assert_same_files(bundle, undisturbed, ["models/teacher.pt", "eval/last_teacher.pt"])
