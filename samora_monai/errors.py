@@ -1,7 +1,7 @@
-"""The errors that a user can mend.
+"""Errors that a user can correct.
 
-Library code raises them like any `ValueError`. In a bundle run `samora_monai.workflow.startup` prints them as the one
-sentence they are, instead of MONAI's nested traceback, and the process ends with exit code 1.
+Library code raises them like any `ValueError`. In a bundle run, `samora_monai.workflow.start` prints only their message
+in place of MONAI's nested traceback, and the process ends with exit code 1.
 Each message is one line: the thing, what was expected, what was got, the remedy.
 """
 
@@ -13,11 +13,11 @@ _IN_WORKER_TEXT = re.compile(r"^samora_monai\.errors\.\w+: (.+)$", re.MULTILINE)
 
 
 class InputError(ValueError):
-    """Something the user gave (a file, a folder, a setting) is not what was expected."""
+    """An input of the user (a file, a folder, a setting) is not what was expected."""
 
 
 class MissingFileError(InputError, FileNotFoundError):
-    """A file or folder that the user named is not there."""
+    """A file or folder that the user named does not exist."""
 
     def __str__(self) -> str:  # OSError would print an errno tuple
         return str(self.args[0]) if self.args else ""
@@ -49,6 +49,6 @@ def user_message(error: BaseException | None) -> str | None:
 
 
 def one_line(error: Exception, limit: int = 200) -> str:
-    """The reason in an exception's text: ITK puts it behind source positions, and it may have many lines."""
+    """Return the reason in an exception's text as one line, without the source positions of ITK's messages."""
     text = " ".join((str(error) or type(error).__name__).split("ITK ERROR:")[-1].split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

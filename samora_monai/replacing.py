@@ -1,4 +1,4 @@
-"""Files that are whole or as they were before, whenever the program is stopped."""
+"""Atomic writes: a file is complete or unchanged, whenever the program stops."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a hidden name beside `path`, of the same suffix, to write to; it becomes `path` if the body succeeds.
+    """Yield a hidden path beside `path`, with the same suffix, and rename it to `path` if the body succeeds.
 
-    The folder is made if needed. Whatever happens, no unfinished file stays behind.
+    Makes the folder if needed, and removes the hidden file if the body fails.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_unfinished(paths: Set[Path]) -> None:
-    """Removes what killed programs have left of `paths`, and nothing that stands for other files."""
+    """Remove the hidden files that killed programs left for `paths`, and no others."""
     for folder in {path.parent for path in paths}:
         for file in folder.iterdir() if folder.is_dir() else ():
             name = re.fullmatch(r"\.[0-9a-f]+_(.+)", file.name)

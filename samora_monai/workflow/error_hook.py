@@ -12,10 +12,14 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from monai.apps import get_logger
+
 from samora_monai.errors import user_message
 
-# The loggers of MONAI's engines, which Ignite names after the class; MONAI's StatsHandler logs through them too
+# The loggers of MONAI's engines, which Ignite names after the class, and of MONAI's StatsHandler
 ENGINE_LOGGERS = tuple(f"ignite.engine.engine.{engine}" for engine in ("SupervisedTrainer", "SupervisedEvaluator"))
+STATS_LOGGER = "monai.handlers.StatsHandler"
+LOGGERS = (*ENGINE_LOGGERS, STATS_LOGGER)
 
 
 def install_error_hook() -> None:
@@ -26,7 +30,8 @@ def install_error_hook() -> None:
     """
     if not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook(sys.excepthook)
-    for name in ENGINE_LOGGERS:  # the engines log the exception before it reaches the hook
+    get_logger(STATS_LOGGER)  # made by MONAI, which gives a logger its stdout handler only when it makes it
+    for name in LOGGERS:  # they log an exception before it reaches the hook
         logging.getLogger(name).addFilter(is_no_mistake)
 
 

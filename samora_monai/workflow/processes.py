@@ -1,4 +1,4 @@
-"""Several processes in one run: who they are, what each does, what they wait for."""
+"""Several processes in one run: their device, share of the work, process group and seeds."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ PATIENCE = datetime.timedelta(days=30)  # time that a finished process waits for
 
 
 def own_device() -> torch.device:
-    """The GPU of this process, by its LOCAL_RANK (0 in a job array, whose jobs see their own GPU only), or the CPU."""
+    """Return the GPU with this process's LOCAL_RANK (0 in a job array, where a job has one GPU only), or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def own_share() -> tuple[int, int]:
-    """Rank of this process and number of processes: RANK and WORLD_SIZE, which torchrun or a job script sets.
+    """Return RANK and WORLD_SIZE, which torchrun or a job script sets.
 
     Raises:
-        InputError: one is missing, no whole number or out of range.
+        InputError: one is missing, not a whole number or out of range.
     """
     given = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
     if not all(value.isdecimal() for value in given) or int(given[0]) >= int(given[1]):
@@ -77,7 +77,11 @@ def set_process_seed(seed: int) -> None:
 
 
 def wrap(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network for training in several processes; on GPUs its batch norms see the batches of all of them."""
+    """Wrap a network for training in several processes; on GPUs its batch norms use the batches of all of them.
+
+    Not `ignite.distributed.auto_model`: it moves a network to the GPU on every machine that has one, whatever `device`
+    is.
+    """
     if torch.device(device).type != "cuda":
         return nn.parallel.DistributedDataParallel(network)
     network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -85,16 +89,16 @@ def wrap(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def shared_sampler(dataset: Dataset, even_divisible: bool, shuffle: bool, items: str = "slices") -> DistributedSampler:
-    """MONAI's `DistributedSampler`: each process its share of the dataset.
+    """Return MONAI's `DistributedSampler`, which gives each process its share of the dataset.
 
     Args:
-        dataset: what is shared.
-        even_divisible: repeat a few items so that all shares are equally long.
+        dataset: the dataset to share.
+        even_divisible: repeat a few items so that all shares have the same length.
         shuffle: draw another order in each epoch.
-        items: what the dataset holds, for the message.
+        items: the plural noun for what the dataset holds, for the message.
 
     Raises:
-        InputError: some process would get none.
+        InputError: there are fewer items than processes.
     """
     count: int = len(dataset)  # type: ignore[arg-type]
     if count < idist.get_world_size():

@@ -16,7 +16,7 @@ from monai.bundle import ConfigWorkflow, create_workflow
 from monai.utils import set_determinism
 
 from samora_monai.synthetic.phantoms import write_phantoms
-from samora_monai.workflow.error_hook import ENGINE_LOGGERS, is_no_mistake
+from samora_monai.workflow.error_hook import LOGGERS, is_no_mistake
 from tests.bundles.command_line import (
     CONFIGS,
     EXPERT_BUNDLES,
@@ -145,7 +145,7 @@ def in_process() -> Iterator[Callable[..., ConfigWorkflow]]:
     yield build
     sys.path[:] = path
     sys.excepthook = before[0]
-    for name in ENGINE_LOGGERS:
+    for name in LOGGERS:
         logging.getLogger(name).removeFilter(is_no_mistake)
     logging.getLogger("monai.bundle.scripts").setLevel(before[1])
     set_determinism(seed=None)

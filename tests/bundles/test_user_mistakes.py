@@ -175,12 +175,38 @@ def test_evaluation_on_spoiled_data(trained: Trained, data: Path, tmp_path: Path
             ["'image' has no file", "--image_expert FILE"],
         ),
         ({"patch_expert": "patch.pt"}, ["--patch_expert patch.pt", "--experts is ('task',)"]),
+        ({"image_size": "[224,224]"}, ["image_size is [224, 224]", "multiple of 16"]),
+        ({"rank": 2.5}, ["rank is 2.5", "whole"]),
+        ({"rank": 1000}, ["rank is 1000 but the encoder is 128 wide"]),
+        ({"weight_decay": -0.1}, ["weight_decay must be a number of at least 0, got -0.1"]),
+        ({"seed": -1}, ["seed must be a whole number of at least 0, got -1"]),
+        ({"class_names": "liver"}, ["class_names must be a list of names, got 'liver'"]),
+        ({"fusion_order": "['pixel','patch','whole']"}, ["fusion_order has 'whole'", "image, patch, pixel"]),
+        ({"experts": "['whole']", "fusion": "attention"}, ["fusion", "'whole'"]),
+        (
+            {"train::trainer::max_epoch": 3},
+            ["'train::trainer::max_epoch'", "SupervisedTrainer has no argument 'max_epoch'", "'max_epochs'"],
+        ),
     ],
 )
 def test_wrong_setting(bundle: Bundle, phantoms: Path, settings: dict[str, Any], words: list[str]):
     before = files(bundle.root)
     refused(bundle("training", dataset_dir=phantoms, **FAST | settings), *words)
     assert files(bundle.root) == before
+
+
+def test_setting_without_effect_is_a_warning(trained: Trained, tmp_path: Path):
+    finished = trained.bundle(
+        "evaluating", dataset_dir=trained.data, output_dir=tmp_path / "out", epochs=3, slices_per_pass=4
+    )
+    assert finished.code == 0, finished
+    assert [line for line in finished.out.splitlines() if "no effect" in line] == [
+        "--epochs has no effect in 'evaluating'"
+    ]
+
+
+def test_training_uses_every_setting_of_its_config(trained: Trained):
+    assert "no effect" not in trained.finished.out
 
 
 def test_loss_that_is_no_number(bundle: Bundle, phantoms: Path):

@@ -6,7 +6,7 @@ import ignite.distributed as idist
 import pytest
 import torch
 
-from samora_monai.workflow.processes import join_processes, own_device, own_share
+from samora_monai.workflow.processes import PATIENCE, join_processes, own_device, own_share
 from tests.tiny import refused
 
 
@@ -49,3 +49,27 @@ def test_device(local_rank: str | None, index: int, monkeypatch: pytest.MonkeyPa
     assert own_device() == torch.device("cuda", index)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert own_device() == torch.device("cpu")
+
+
+def test_process_that_is_not_distributed_joins_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: pytest.fail("joined"))
+    for value in (False, "false", "False"):
+        join_processes(value)
+    with refused("expected true or false for distributed, got 'yes'"):
+        join_processes("yes")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "distributed", "backend"), [(0, "true", "gloo"), (1, True, "nccl"), (1, "launched", "gloo")]
+)
+def test_backend(gpus: int, distributed: bool | str, backend: str, monkeypatch: pytest.MonkeyPatch):
+    """nccl for a training on GPUs; gloo to wait alone, for as long as the other processes need."""
+    joined, devices = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: joined.append((args, kwargs)))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    join_processes(distributed)
+    assert joined == [((backend,), {"timeout": PATIENCE} if distributed == "launched" else {})]
+    assert devices == [torch.device("cuda", 1)] * gpus

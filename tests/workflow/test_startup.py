@@ -11,8 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
-imports: [$import torch, $import mistakes, $import samora_monai.workflow.startup as startup]
+imports: [$import torch, $import mistakes, $import samora_monai]
 mistake: in_worker
+device: cpu
+spare: 1
 workers: 2
 transform: {_target_: Compose, transforms: [{_target_: mistakes.Mistake, kind: '@mistake'}]}
 dataset: {_target_: Dataset, data: '$list(range(4))', transform: '@transform'}
@@ -22,7 +24,7 @@ network: {_target_: torch.nn.Conv2d, in_channels: 1, out_channels: 1, kernel_siz
 train:
   trainer:
     _target_: SupervisedTrainer
-    device: cpu
+    device: '@device'
     max_epochs: 1
     train_data_loader: {_target_: DataLoader, dataset: '@dataset', batch_size: 1, num_workers: '@workers'}
     network: '@network'
@@ -30,7 +32,7 @@ train:
     optimizer: {_target_: torch.optim.SGD, params: '$@network.parameters()', lr: 0.1}
     train_handlers:
     - {_target_: StatsHandler, output_transform: "$lambda x: x[0]['loss']"}
-initialize: [$startup.start(), "$print('after the start', chr(0xdcfc))"]
+initialize: [$samora_monai.workflow.start(@device), "$print('after the start', chr(0xdcfc))"]
 training: [$@train::trainer.run()]
 cache: [$@cached]
 create: [$@component]
@@ -88,6 +90,19 @@ def test_mistake_in_a_worker_of_a_running_engine(bundle_run):
     assert "Traceback" not in out and "terminating" not in out  # neither Ignite's nor StatsHandler's record
 
 
+def test_device_that_is_not_there(bundle_run):
+    code, out, err = bundle_run("training", "--device", "cuda:99", "--spare", "2")
+    assert code == 1 and len(err) == 2 and err[1].startswith("error: device 'cuda:99' cannot be used (")
+    assert err[0] == "--spare has no effect in 'training'"
+    assert "after the start" not in out
+
+
+def test_misspelt_argument_of_a_component(bundle_run):
+    message = "unknown setting 'train::trainer::max_epoch': SupervisedTrainer has no argument 'max_epoch'"
+    code, _, err = bundle_run("training", "--train::trainer::max_epoch", "3")
+    assert (code, err) == (1, [f"error: {message}; did you mean 'max_epochs'?"])
+
+
 @pytest.mark.slow
 def test_bug_keeps_its_traceback(bundle_run):
     code, out, err = bundle_run("training", "--mistake", "none", "--workers", "0")
@@ -113,3 +128,29 @@ def test_one_line_per_process_under_torchrun(bundle_run):
     # torchrun may stop the second process before it gets there
     assert 1 <= len(lines) <= 2 and set(lines) == {"error: scan 2 is broken; mend it"}
     assert not any("mistakes.py" in line for line in err)  # no traceback of ours
+
+
+LIGHT = """
+import sys
+import {modules}
+print(*(name for name in {heavy} if name in sys.modules))
+"""
+
+
+def loaded(modules: str, heavy: list[str]) -> list[str]:
+    """Those of `heavy` that `import modules` loads in a fresh process."""
+    code = LIGHT.format(modules=modules, heavy=heavy)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+HEAVY = ["matplotlib", "tensorboard", "fire", "itk", "samora_monai.report", "samora_monai.pictures"]
+
+
+def test_package_alone_imports_nothing_heavy():
+    assert loaded("samora_monai", [*HEAVY, "torch", "monai"]) == []
+
+
+def test_rooms_of_a_run_import_nothing_heavy_beyond_monai():
+    rooms = "samora_monai." + ", samora_monai.".join(("networks", "data", "checkpoints", "handlers", "workflow"))
+    assert loaded(rooms, HEAVY) == loaded("monai, monai.bundle, ignite.handlers", HEAVY)
