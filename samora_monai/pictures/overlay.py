@@ -59,7 +59,7 @@ def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None
 
 
 def axial_slices(volume: MetaTensor) -> np.ndarray:
-    """Return axial slices in radiological orientation: foot to head, anterior at the top, the patient's right on the left.
+    """Return axial slices in radiological orientation: foot to head, anterior at the top, patient's right on the left.
 
     Args:
         volume: [1, X, Y, Z] with an affine.

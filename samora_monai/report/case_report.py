@@ -83,10 +83,10 @@ class CaseReport:
             if not np.isnan(mean_dice(rows)):
                 self.slices[path] = select_slices(image, label, pred, rows)
             dice = "  ".join(f"{self.class_names[row.class_index]} {row.dice:.3f}" for row in rows)
-            logger.info(f"{_case_name(path)}  mean Dice {mean_dice(rows):.3f}  ({dice})")
+            logger.info(f"{_printable(case_name(path))}  mean Dice {mean_dice(rows):.3f}  ({dice})")
 
     def _completed(self, engine: Evaluator) -> None:
-        gathered = {path: rows for part in _gather(self.rows) for path, rows in part.items()}
+        gathered = {path: rows for part in cast(Any, idist.all_gather(self.rows)) for path, rows in part.items()}
         names = dict(zip(gathered, _unique_names(list(gathered)), strict=True))
         shown = self._ranked_cases(gathered, names)
         if idist.get_rank() > 0:
@@ -108,13 +108,8 @@ class CaseReport:
         own = {path: self.slices[path] for path in ranked.values() if path in self.slices}
         self.slices.close()
         self.slices = None
-        slices = {path: item for part in _gather(own) for path, item in part.items()}
+        slices = {path: item for part in cast(Any, idist.all_gather(own)) for path, item in part.items()}
         return [RankedCase(rank, names[path], gathered[path], slices[path]) for rank, path in ranked.items()]
-
-
-def _gather(item: Any) -> list[Any]:
-    # the items of all processes, on every process; Ignite declares a wider type
-    return cast("list[Any]", idist.all_gather(item))
 
 
 def _check(path: str, image: Any, label: Any, pred: Any) -> None:
@@ -132,10 +127,6 @@ def _check(path: str, image: Any, label: Any, pred: Any) -> None:
         )
 
 
-def _case_name(path: str) -> str:
-    return _printable(case_name(path))
-
-
 def _printable(name: str) -> str:
     # file names that are not UTF-8 can be opened, but neither logged nor written
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -143,7 +134,7 @@ def _printable(name: str) -> str:
 
 def _unique_names(paths: list[str]) -> list[str]:
     # case names; equal ones get as many parent folders as needed, and x.nii beside x.nii.gz the whole path
-    names = [_case_name(path) for path in paths]
+    names = [_printable(case_name(path)) for path in paths]
     for depth in range(1, max((len(Path(path).parts) for path in paths), default=0)):
         if len(set(names)) == len(names):
             break
