@@ -132,7 +132,8 @@ def test_mistakes_stop_the_grid_before_it_starts(words: list[str], message: tupl
     for part in ("imagesTr", "labelsTr", "imagesVal", "labelsVal"):
         for case in (1, 2):
             (data / part).mkdir(parents=True, exist_ok=True)
-            (data / part / f"case_{'v' if 'Val' in part else ''}{case}.nii.gz").write_bytes(b"")
+            name = f"case_{'v' if 'Val' in part else ''}{case}.nii.gz"
+            (data / part / name).write_text(f"{part} {case}")  # each scan once
     with refused(*message):
         run.check(run.parse([str(data), "--folder", str(tmp_path), *words]))
     run.check(run.parse([str(data), "--folder", str(tmp_path), "--labeled", "1", "2", "--few", "2"]))
