@@ -29,8 +29,8 @@ class SaveLabeld(SaveImaged):
 
     Differs from `SaveImaged` in: the file appears only when it is complete (written under a hidden name, then renamed);
     sub-folders are those of `data_root_dir`, and a case name keeps its dots; two scans never share a file; uint8; no
-    log. The path is added to the metadata under `"saved_to"`. A text of up to 79 characters under the key `PROVENANCE` is
-    written to the header, for `read_provenance`.
+    log. The path is added to the metadata under `"saved_to"`. A text of up to 79 characters under the key `PROVENANCE`
+    is written to the header, for `read_provenance`.
 
     Args:
         keys: keys of label maps `[1, X, Y, Z]`, integers 0 to 255, on the grid of the scan.

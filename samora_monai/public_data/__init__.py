@@ -1,1 +1,1 @@
-"""Public data sets: download, preparation, published splits."""
+"""Public data sets: reading of downloads, preparation, published splits."""

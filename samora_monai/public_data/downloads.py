@@ -1,7 +1,7 @@
-"""Cases in the public downloads of Synapse, LA and PROMISE12, in each of the forms that they are published in.
+"""Cases in the public downloads of Synapse, LA and PROMISE12, in each published form.
 
-Finding a case costs no reading; reading it checks it. Every array leaves here as NIfTI has it: `[X, Y, Z]` with an
-affine to RAS millimetres.
+Cases are found without reading them, and checked when they are read. Arrays are returned as in NIfTI: `[X, Y, Z]`, with
+an affine to RAS in mm.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from samora_monai.data.transforms import AFFINE_TOLERANCE, LoadCase
 from samora_monai.errors import InputError
 
 Volume = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, label, affine
-Found = dict[str, Callable[[], Volume]]  # case name -> reads it
+Found = dict[str, Callable[[], Volume]]  # case name -> function that reads the case
 
-# BTCV's number -> SAMed's, in the order of its class names; other organs are background
+# label values of BTCV -> label values of SAMed; other organs are background
 _BTCV = {1: 1, 2: 2, 3: 3, 4: 4, 6: 5, 7: 6, 8: 7, 11: 8}
-_ONE = {0: 0, 1: 1, 255: 1}  # one organ; the challenge's atrium is 255
+_ONE = {0: 0, 1: 1, 255: 1}  # one organ, which is 255 in the challenge's files of LA
 _WINDOW = (-125.0, 275.0)  # HU that became 0 and 1 in the npz and h5 files of TransUNet and SAMed
-# axis 0 runs to the patient's left, axis 1 to posterior, axis 2 to superior; the challenge states 0.625 mm
+# the axes run to L, P and S; the challenge states 0.625 mm
 _LA_AFFINE = np.diag([-0.625, -0.625, 0.625, 1.0])
 
 
@@ -34,9 +34,9 @@ class Form:
     """One form in which a data set is published.
 
     Args:
-        files: what its files are called, for messages.
-        find: finds its cases in a folder.
-        note: what is lost in this form, for the datalist.
+        files: names of its files, for messages.
+        find: function that finds its cases in a folder.
+        note: what this form lacks, for the datalist.
     """
 
     files: str
@@ -78,7 +78,7 @@ def _read_slices(files: dict[int, Path]) -> Volume:
         try:
             with np.load(files[number], allow_pickle=False) as arrays:
                 pairs.append((arrays["image"], arrays["label"]))
-        except Exception as error:  # a damaged zip has errors of half a dozen types
+        except Exception as error:  # damaged zip files raise many types
             raise InputError(f"'{files[number]}' has no arrays image and label, or is damaged; get it again") from error
         if not pairs[-1][0].shape == pairs[-1][1].shape == pairs[0][0].shape or pairs[-1][0].ndim != 2:
             raise InputError(f"'{files[number]}' is no slice of the size of '{first}'; get it again")
@@ -91,8 +91,8 @@ def _read_h5_hu(file: Path) -> Volume:
 
 
 def _as_hu(image: np.ndarray, label: np.ndarray, file: Path) -> Volume:
-    # [Z, Y, X] in [0, 1] -> [X, Y, Z] in whole HU, so that every form is trained on with the same window
-    if image.min() < -0.5 or image.max() > 1.5:  # the 224 x 224 slices overshoot a little
+    # [Z, Y, X] in [0, 1] -> [X, Y, Z] in integer HU, so that one window suits every form
+    if image.min() < -0.5 or image.max() > 1.5:  # interpolation of the 224 x 224 slices overshoots
         raise InputError(
             f"'{file}' has values from {image.min():g} to {image.max():g}, expected 0 to 1; "
             "give SAMed's preprocessed files"
@@ -121,7 +121,9 @@ def _find_la_challenge(source: Path) -> Found:
 
 def _find_promise12(source: Path) -> Found:
     labels = _named(source, r"(Case\d{2})_segmentation\.mhd")
-    images = {case: label.with_name(f"{case}.mhd") for case, label in labels.items()}  # the test set's share names
+    images = {
+        case: label.with_name(f"{case}.mhd") for case, label in labels.items()
+    }  # the test set has files of the same names
     _same_cases({case: image for case, image in images.items() if image.is_file()}, labels)
     return {case: partial(_read_pair, images[case], labels[case]) for case in labels}
 
@@ -160,7 +162,7 @@ FORMS = {
 
 
 def _named(source: Path, pattern: str) -> dict[str, Path]:
-    """Files below `source` whose name matches, by the first group of the pattern."""
+    """Map the first group of the pattern to the file below `source` whose name matches."""
     found: dict[str, Path] = {}
     for folder, subfolders, names in os.walk(source, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -171,7 +173,7 @@ def _named(source: Path, pattern: str) -> dict[str, Path]:
 
 
 def _by_folder(source: Path, name: str) -> dict[str, Path]:
-    """Files of this name below `source`, by the name of their folder."""
+    """Map the name of a folder below `source` to its file of this name."""
     found: dict[str, Path] = {}
     for file in sorted(source.rglob(name)):
         _add(found, file.parent.name, file)
@@ -209,7 +211,7 @@ def _read_h5(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _renumber(label: np.ndarray, numbers: dict[int, int], file: Path) -> np.ndarray:
-    """Label values by a table, which must know them all."""
+    """Map label values by a table, which must contain them all."""
     values = np.unique(label)
     if unknown := [f"{value:g}" for value in values.tolist() if value not in numbers]:
         raise InputError(

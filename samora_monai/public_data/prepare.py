@@ -1,9 +1,9 @@
-"""The public data sets of the papers as NIfTI files with a Decathlon-style datalist, divided as published.
+"""Converting the public data sets of the papers to NIfTI files with a Decathlon-style datalist, split as published.
 
     python -m samora_monai.public_data.prepare DATASET SOURCE DESTINATION
 
-DATASET is synapse, synapse_10pct, la_4 or promise12_3, as the recipes are called. SOURCE is the folder of the download,
-as it was unpacked; its form is found out. An interrupted preparation goes on where it stopped.
+DATASET is synapse, synapse_10pct, la_4 or promise12_3, the names of the recipes. SOURCE is the folder of the unpacked
+download; its form is detected. An interrupted preparation can be resumed by the same command.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from samora_monai.public_data.downloads import FORMS, Form, Found, Volume
 from samora_monai.public_data.splits import SPLITS, Split
 from samora_monai.replacing import replacing
 
-UNFINISHED = f".{DEFAULT_DATALIST}"  # the datalist, until all that it lists is there
+UNFINISHED = f".{DEFAULT_DATALIST}"  # name of the datalist until all listed files are written
 
 
 def prepare(dataset: str, source: str | os.PathLike, destination: str | os.PathLike) -> Path:
-    """Write the cases of a data set below `destination`: `images/`, `labels/`, and at last `dataset.json`.
+    """Write the cases of a data set to `destination`: `images/`, `labels/`, and finally `dataset.json`.
 
     Training cases are those of the published split, validation cases those that the papers test on. Other labelled
-    cases of the download are listed as unlabeled, without their labels. Prints a line per case.
+    cases of the download are listed as unlabeled, without labels. Prints one line for each case.
 
     Args:
         dataset: a key of `SPLITS`.
         source: folder with the download.
-        destination: a new folder, or that of an interrupted preparation of the same.
+        destination: a new folder, or the folder of an interrupted preparation.
 
     Returns:
         The path of `dataset.json`.
 
     Raises:
-        MissingFileError: there is no such source, or cases are missing in it.
+        MissingFileError: the source does not exist, or lacks cases.
         InputError: unknown data set, a file that is not as published, or a destination that holds something else.
     """
     if dataset not in SPLITS:
@@ -75,11 +75,11 @@ def prepare(dataset: str, source: str | os.PathLike, destination: str | os.PathL
 
 
 def find_cases_of(dataset: str, source: Path) -> tuple[Form, Found]:
-    """The form that `source` holds the data set in, and its cases.
+    """Return the form of the data set in `source`, and its cases.
 
     Raises:
-        MissingFileError: no such folder.
-        InputError: it holds none of the forms, or more than one.
+        MissingFileError: the folder does not exist.
+        InputError: the folder holds none of the forms, or more than one.
     """
     if not source.is_dir():
         raise MissingFileError(f"'{source}' does not exist or is not a folder; give the folder of the download")
@@ -111,13 +111,13 @@ def _datalist(dataset: str, split: Split, form: Form, others: list[str]) -> dict
 
 
 def _claim(root: Path, header: dict[str, Any]) -> None:
-    """Take `root` for this datalist: a new or empty folder, or one that was taken for the same before."""
+    """Reserve `root` for this datalist: a new or empty folder, or one that is reserved for the same datalist."""
     text = json.dumps(header, indent=1) + "\n"
     for file in (root / DEFAULT_DATALIST, root / UNFINISHED):
         if file.is_file() and file.read_text(encoding="utf-8") == text:
             return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"'{root}' is there already and holds something else; give a new folder as DESTINATION")
+        raise InputError(f"'{root}' already exists and holds something else; give a new folder as DESTINATION")
     check_output_dir(root)
     with replacing(root / UNFINISHED) as unfinished:
         unfinished.write_text(text, encoding="utf-8")

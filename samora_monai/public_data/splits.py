@@ -1,4 +1,4 @@
-"""Published splits of Synapse, LA and PROMISE12: which cases and slices the papers train and test on.
+"""Published splits of Synapse, LA and PROMISE12: the cases and slices for training and test in the papers.
 
 Sources: SAMed (https://github.com/hitachinsk/SAMed) and H-SAM (https://github.com/Cccccczh404/H-SAM), `lists/`; UA-MT
 (https://github.com/yulequan/UA-MT), `data/`.
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Split:
-    """One data set as the papers divide it.
+    """The split of one data set.
 
     Args:
         modality: CT or MR.
         class_names: background first.
-        training: names of the cases to train on.
-        validation: names of the cases that the papers test on.
-        slices: for each training case the slices along the third axis that are kept; without it all are.
-        num_slices: for each training case its number of slices, where lists of slices depend on it.
+        training: names of the training cases.
+        validation: names of the test cases of the papers.
+        slices: the slices along the third axis to keep of each training case; cases without an entry are kept whole.
+        num_slices: number of slices of each training case, where lists of slices depend on it.
     """
 
     modality: str

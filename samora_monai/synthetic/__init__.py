@@ -1,1 +1,1 @@
-"""Synthetic scans and shapes."""
+"""Synthetic data: abdominal phantoms and textured shapes."""

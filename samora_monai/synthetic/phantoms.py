@@ -2,7 +2,7 @@
 
 A schematic abdomen in Hounsfield units: five labelled organs among unlabelled ones of similar density, soft edges,
 noise and a slow bias field. Cases differ in shape, position, density, spacing, stored orientation and origin, and every
-third one is oblique, so that code which ignores the affine fails on them. Not anatomy to learn medicine from.
+third one is oblique, so that code which ignores the affine fails on them. The anatomy is not realistic.
 
     python -m samora_monai.synthetic.phantoms DIR --training 8 --validation 3
 """
@@ -41,12 +41,12 @@ def write_phantoms(
     """Write phantoms as NIfTI (image int16 in HU, label uint8) with a Decathlon-style datalist.
 
     Args:
-        folder: where `imagesTr`, `labelsTr`, `imagesVal`, `labelsVal`, `imagesUnlabeled` and `dataset.json` go.
+        folder: gets `imagesTr`, `labelsTr`, `imagesVal`, `labelsVal`, `imagesUnlabeled` and `dataset.json`.
         num_training: cases with a label for training.
         num_validation: cases with a label for validation.
         num_unlabeled: cases without a label.
-        shape: voxels from left to right, from back to front and from feet to head; the last varies by a quarter.
-        seed: the same seed gives the same files.
+        shape: voxels from left to right, back to front and feet to head; the last varies by a quarter.
+        seed: equal seeds give equal files.
 
     Returns:
         The path of `dataset.json`.
@@ -65,14 +65,12 @@ def write_phantoms(
         lists[name] = []
         for _ in range(count):
             case += 1
-            image, label = make_phantom(case, shape, seed)
-            files = {"image": (f"images{end}", image), "label": (f"labels{end}", label)}
             entry = {}
-            for key in ("image",) if name == "unlabeled" else ("image", "label"):
-                subfolder, nifti = files[key]
-                entry[key] = f"{subfolder}/phantom_{case:03d}.nii.gz"
-                (root / subfolder).mkdir(exist_ok=True)
-                nib.save(nifti, root / entry[key])
+            parts = ("image",) if name == "unlabeled" else ("image", "label")
+            for part, nifti in zip(parts, make_phantom(case, shape, seed), strict=False):
+                entry[part] = f"{part}s{end}/phantom_{case:03d}.nii.gz"
+                (root / entry[part]).parent.mkdir(exist_ok=True)
+                nib.save(nifti, root / entry[part])
             lists[name].append(entry)
     return write_datalist(
         root, "abdominal phantoms", "synthetic, made by samora_monai.synthetic.phantoms", CLASS_NAMES, lists
@@ -82,10 +80,10 @@ def write_phantoms(
 def make_phantom(
     case: int, shape: tuple[int, int, int] = (96, 96, 32), seed: int = 0
 ) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
-    """One case: image (int16, HU) and label (uint8, `CLASS_NAMES`) on the same grid.
+    """Make one case: image (int16, HU) and label (uint8, `CLASS_NAMES`) on one grid.
 
     Args:
-        case: number of the case; it sets the anatomy, the orientation and whether the grid is oblique.
+        case: number of the case, which determines the anatomy, the orientation and whether the grid is oblique.
         shape: as in `write_phantoms`.
         seed: seed of the series of cases.
     """
@@ -110,7 +108,7 @@ def make_phantom(
 
 
 class _Abdomen:
-    """Painter of one case on a RAS grid: later structures cover earlier ones.
+    """One case on a RAS grid; later structures cover earlier ones.
 
     Coordinates: x from the patient's left (-1) to right (1), y from back (-1) to front (1), z from feet (0) to head (1)
     """
@@ -119,7 +117,7 @@ class _Abdomen:
         self.rng = rng
         axes = (np.linspace(-1, 1, size[0]), np.linspace(-1, 1, size[1]), np.linspace(0, 1, size[2]))
         x, y, z = np.meshgrid(*(axis.astype(np.float32) for axis in axes), indexing="ij")
-        angle = np.deg2rad(rng.uniform(-4, 4))  # the patient lies a little askew
+        angle = np.deg2rad(rng.uniform(-4, 4))  # of the patient on the table
         x, y = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
         self.x = x / rng.uniform(0.94, 1.04) + 0.04 * self._smooth(size)
         self.y = y / rng.uniform(0.94, 1.04) + 0.04 * self._smooth(size)
@@ -140,21 +138,21 @@ class _Abdomen:
         return np.clip(hu, -1000, 1500), self.label
 
     def _smooth(self, size: tuple[int, ...], knots: int = 5) -> np.ndarray:
-        """A smooth random field with standard deviation near 1 at its knots, cut at 2."""
+        """Return a smooth random field with a standard deviation near 1 at its knots, clipped at 2."""
         coarse = np.clip(self.rng.normal(size=(knots, knots, knots)), -2, 2)
         return ndimage.zoom(coarse, [n / knots for n in size], order=2, grid_mode=True, mode="nearest").astype(
             np.float32
         )
 
     def _radius(self, center: Triple, axes: Triple, degrees: float = 0.0) -> np.ndarray:
-        """Distance from `center` in units of an ellipsoid's half `axes`, turned by `degrees` in the slice plane."""
+        """Return the distance from `center` in units of the half `axes` of an ellipsoid rotated in the slice plane."""
         x, y, z = self.x - center[0], self.y - center[1], self.z - center[2]
         cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
         u, v, w = (cos * x + sin * y) / axes[0], (cos * y - sin * x) / axes[1], z / axes[2]
         return np.sqrt(u * u + v * v + w * w)
 
     def _organ(self, center: Triple, axes: Triple, degrees: float = 0.0) -> np.ndarray:
-        """Like `_radius`, with this case's own position, size and angle."""
+        """Return `_radius` with random changes of position, size and angle."""
         moved = np.asarray(center) + self.rng.uniform(-1, 1, 3) * (0.03, 0.03, 0.04)
         scaled = np.asarray(axes) * self.rng.uniform(0.88, 1.12, 3)
         return self._radius(tuple(moved), tuple(scaled), degrees + self.rng.uniform(-12, 12))
@@ -190,10 +188,10 @@ class _Abdomen:
         for side in (-1, 1):
             self._paint(self._radius((side * 0.11, -0.47, 0.5), (0.09, 0.028, 1e6), side * 35) < 1, 400, 60)
         self._paint(self._radius((0, -0.47, 0.5), (0.055, 0.045, 1e6)) < 1, 30)  # canal
-        self.inside = cavity  # all that follows stays within the wall
+        self.inside = cavity  # of the wall, for all later structures
 
     def _bowel(self) -> None:
-        """Unlabelled loops, some with gas, in front of and below the organs."""
+        """Unlabelled loops of bowel, some with gas, in front of the organs and below them."""
         for _ in range(22):
             x, y, z = self.rng.uniform((-0.5, 0.02, -0.05), (0.5, 0.45, 0.42))
             radius = self._organ((x, y, z), (0.13, 0.10, 0.10), self.rng.uniform(0, 180))
@@ -223,7 +221,7 @@ class _Abdomen:
             self._paint(self._radius((side * 0.31, -0.24, height), (0.09, 0.06, 0.12)) < 1, -70)  # hilum
 
     def _vessels(self) -> None:
-        """Aorta, left of the spine's midline, and the unlabelled vena cava of nearly its density."""
+        """Aorta, left of the midline, and the unlabelled vena cava of nearly the same density."""
         phase = self.rng.uniform(0, 2 * np.pi)
         sway = 0.03 * np.sin(2 * np.pi * self.z + phase)
         center, radius = -0.06 + self.rng.uniform(-0.02, 0.02), self.rng.uniform(0.085, 0.105)
@@ -234,7 +232,7 @@ class _Abdomen:
 
 
 def _rotation(axis: np.ndarray, degrees: float) -> np.ndarray:
-    """Rotation matrix about `axis` (Rodrigues)."""
+    """Return the matrix of a rotation about `axis` (Rodrigues)."""
     x, y, z = axis / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = np.deg2rad(degrees)

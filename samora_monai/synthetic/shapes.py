@@ -1,9 +1,8 @@
-"""Synthetic textured images with labels, a stand-in for what SAM saw before medicine where its weights are missing.
+"""Synthetic textured images with labels, to pretrain a base where SAM's weights are not available.
 
-Each slice is an image of its own: overlapping shapes of five kinds over a background, every region with a texture,
-grey level, edge blur and shading of its own. What tells a region from its neighbour is now its level, now only its
-texture, and a class is a kind of outline, so that an encoder trained on it learns edges, textures and form. Nothing in
-it is anatomy.
+The slices are unrelated images: overlapping shapes of five kinds on a background, each region with its own texture,
+grey level, edge blur and shading. Neighbouring regions differ in level or only in texture, and the class of a shape is
+the kind of its outline, so that an encoder learns edges, textures and form. There is no anatomy.
 
     python -m samora_monai.synthetic.shapes DIR --training 24 --validation 4
 """
@@ -39,12 +38,12 @@ def write_shapes(
     """Write volumes of unrelated slices as NIfTI (image int16, label uint8) with a Decathlon-style datalist.
 
     Args:
-        folder: where `imagesTr`, `labelsTr`, `imagesVal`, `labelsVal` and `dataset.json` go.
+        folder: gets `imagesTr`, `labelsTr`, `imagesVal`, `labelsVal` and `dataset.json`.
         num_training: volumes for training.
         num_validation: volumes for validation.
         slices: slices of each volume.
         side: height and width of a slice in pixels.
-        seed: the same seed gives the same files.
+        seed: equal seeds give equal files.
 
     Returns:
         The path of `dataset.json`.
@@ -71,7 +70,7 @@ def write_shapes(
 
 
 def make_slice(seed: int | tuple[int, ...], side: int = 128) -> tuple[np.ndarray, np.ndarray]:
-    """One slice: image `[side, side]` int16 in `HU_RANGE`, label `[side, side]` uint8 of `CLASS_NAMES`."""
+    """Make one slice: image `[side, side]` int16 in `HU_RANGE`, label `[side, side]` uint8 of `CLASS_NAMES`."""
     rng = np.random.default_rng(seed)
     grey = _region(rng, side)
     label = np.zeros((side, side), np.uint8)
@@ -89,17 +88,17 @@ def make_slice(seed: int | tuple[int, ...], side: int = 128) -> tuple[np.ndarray
 
 
 def _grid(side: int, center: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two coordinates `[side, side]` in pixels about `center`, turned by `angle`."""
+    """Return two coordinates `[side, side]` in pixels about `center`, rotated by `angle`."""
     x, y = np.arange(side)[:, None] - center[0], np.arange(side)[None, :] - center[1]
     return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
 
 
 def _outline(rng: np.random.Generator, side: int, kind: int) -> tuple[np.ndarray, np.ndarray]:
-    """A shape of this kind at a random place.
+    """Draw a shape of this kind at a random position.
 
     Returns:
-        Distance `[side, side]` to its outline in pixels, negative within (to first order near the outline), and the
-        depth of a rounded solid over it, from 1 in its middle to 0 at its outline and -1 far from it.
+        Distance `[side, side]` to the outline in pixels, negative inside (to first order near the outline), and the
+        depth of a rounded solid, from 1 in the middle to 0 at the outline and -1 far outside.
     """
     u, v = _grid(side, rng.uniform(0.15, 0.85, 2) * side, rng.uniform(0, 2 * np.pi))
     size = rng.uniform(0.1, 0.27) * side
@@ -108,7 +107,7 @@ def _outline(rng: np.random.Generator, side: int, kind: int) -> tuple[np.ndarray
         distance = np.maximum(np.abs(u) - size, np.abs(v) - slimness * size)
     elif kind in (ELLIPSE, RING):
         radius = np.hypot(u, v / slimness)
-        # dividing by the slope of the radius makes it a distance
+        # divided by the slope of the radius, this is a distance
         distance = (radius - size) * np.maximum(radius, 1) / np.maximum(np.hypot(u, v / slimness**2), 1)
         if kind == RING:
             distance = np.abs(distance) - rng.uniform(0.12, 0.22) * size
@@ -120,7 +119,7 @@ def _outline(rng: np.random.Generator, side: int, kind: int) -> tuple[np.ndarray
 
 
 def _polygon(rng: np.random.Generator, around: np.ndarray) -> np.ndarray:
-    """Radius at each angle (0 to 2 pi) of a polygon about 0 with 3 to 6 corners, or of a star with 4 to 6 points."""
+    """Return the radius at each angle (0 to 2 pi) of a polygon with 3 to 6 corners, or of a star with 4 to 6 points."""
     star = rng.random() < 0.5
     corners = 2 * rng.integers(4, 7) if star else rng.integers(3, 7)
     radii = rng.uniform(0.85, 1.25, corners)
@@ -128,16 +127,16 @@ def _polygon(rng: np.random.Generator, around: np.ndarray) -> np.ndarray:
         radii[::2] *= rng.uniform(0.4, 0.6)
     angles = (np.arange(corners) + rng.uniform(0, 0.4, corners) * (corners > 3)) * 2 * np.pi / corners
     angles -= angles[0]
-    k = np.searchsorted(angles, around % (2 * np.pi), side="right") - 1  # the corner before
+    k = np.searchsorted(angles, around % (2 * np.pi), side="right") - 1  # the previous corner
     first, second = radii[k], radii[(k + 1) % corners]
     since = (around - angles[k]) % (2 * np.pi)
     width = (angles[(k + 1) % corners] - angles[k]) % (2 * np.pi)
-    # the straight line between two points in polar coordinates
+    # straight line between two points in polar coordinates
     return first * second * np.sin(width) / (first * np.sin(since) + second * np.sin(width - since))
 
 
 def _blob(rng: np.random.Generator, around: np.ndarray) -> np.ndarray:
-    """Radius at each angle of a smooth closed curve with 2 to 5 bulges."""
+    """Return the radius at each angle of a smooth closed curve with 2 to 5 bulges."""
     radius = np.ones_like(around)
     for waves in range(2, 6):
         radius += rng.uniform(0.2, 0.5) / waves * np.cos(waves * around + rng.uniform(0, 2 * np.pi))
@@ -145,7 +144,7 @@ def _blob(rng: np.random.Generator, around: np.ndarray) -> np.ndarray:
 
 
 def _region(rng: np.random.Generator, side: int, striped: bool = False) -> np.ndarray:
-    """Grey values `[side, side]` of one material: level, contrast, texture and a slow shading over the image."""
+    """Return grey values `[side, side]` of one material: level, contrast, texture and a linear shading."""
     textures = (_noise, _noise, _noise, _grating, _speckle)
     texture = _grating(rng, side, square=True) if striped else textures[rng.integers(len(textures))](rng, side)
     contrast = rng.uniform(0.1, 0.2) if striped else rng.choice([0.02, 0.05, 0.1, 0.15])
@@ -154,7 +153,7 @@ def _region(rng: np.random.Generator, side: int, striped: bool = False) -> np.nd
 
 
 def _noise(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Noise of one octave of wavelengths from 3 pixels to a quarter of the image, often longer in one direction."""
+    """Return noise of one octave between 3 pixels and a quarter of the image, often longer in one direction."""
     fx, fy = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :]
     angle, length = rng.uniform(0, np.pi), np.exp(rng.uniform(0, np.log(4)))
     along, across = np.cos(angle) * fx + np.sin(angle) * fy, np.cos(angle) * fy - np.sin(angle) * fx
@@ -165,7 +164,7 @@ def _noise(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _grating(rng: np.random.Generator, side: int, square: bool = False) -> np.ndarray:
-    """Parallel waves, or stripes with hard edges, a little bent, 5 pixels to an eighth of the image apart."""
+    """Return slightly bent parallel waves, or stripes with hard edges, 5 pixels to an eighth of the image apart."""
     along, across = _grid(side, np.zeros(2), rng.uniform(0, np.pi))
     wavelength = np.exp(rng.uniform(np.log(5), np.log(max(side / 8, 6))))
     bend = rng.uniform(0, 0.6) * np.sin(2 * np.pi * across / (rng.uniform(0.5, 2) * side))
@@ -174,13 +173,13 @@ def _grating(rng: np.random.Generator, side: int, square: bool = False) -> np.nd
 
 
 def _speckle(rng: np.random.Generator, side: int) -> np.ndarray:
-    """The amplitude of random waves, as ultrasound shows it: grains of 1 to 3 pixels with long bright tails."""
+    """Return the amplitude of random waves, as in ultrasound: grains of 1 to 3 pixels with long bright tails."""
     waves = rng.normal(size=(2, side, side))
     return _standard(np.hypot(*ndimage.gaussian_filter(waves, (0, *[rng.uniform(0.5, 1.5)] * 2))))
 
 
 def _standard(texture: np.ndarray) -> np.ndarray:
-    """Mean 0, standard deviation 1, cut at 3."""
+    """Normalise to mean 0 and standard deviation 1, and clip at 3."""
     return np.clip((texture - texture.mean()) / texture.std(), -3, 3)
 
 

@@ -1,4 +1,4 @@
-"""Tiny files on disk for the data tests."""
+"""Small files on disk for the tests of data."""
 
 from __future__ import annotations
 

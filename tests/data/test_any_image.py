@@ -208,7 +208,7 @@ def test_unsuitable_content_is_refused(tmp_path, write_nifti):
             LoadUnlabeledd(array_slice_axis=wrong)  # type: ignore[arg-type]
 
 
-def test_missing_h5py_is_said(tmp_path, monkeypatch):
+def test_missing_h5py_is_reported(tmp_path, monkeypatch):
     path = save_h5(tmp_path / "a.h5", image=np.zeros((4, 5)))
     monkeypatch.setitem(sys.modules, "h5py", None)
     with refused(f"reading '{path}' needs h5py; run pip install 'samora_monai[prepare]'"):

@@ -1,4 +1,4 @@
-"""Classes and modality: who wins, and what is refused."""
+"""Classes and modality: precedence of the settings, and what is refused."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_not_json(dataset):
 
 
 def test_scan_listed_twice(dataset):
-    """Its second result would take the place of the first."""
+    """The second result would replace the first."""
     folder, header = dataset
     header["validation"].append({"image": "images/v.nii.gz", "label": "labels/a.nii.gz"})
     save(folder, header)

@@ -1,4 +1,4 @@
-"""Label maps go to disk in the scan's own geometry, complete or not at all."""
+"""Label maps are written in the geometry of the scan, atomically."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def place_for_itk(file: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_lies_where_the_scan_lies(tmp_path, code):
-    """For ITK too, which puts a NIfTI file without codes elsewhere than nibabel."""
+    """Also in ITK, which places a NIfTI file without codes differently from nibabel."""
     scan = nib.Nifti1Image(np.zeros((8, 6, 4), np.float32), None)
     scan.header.set_zooms((1.5, 2, 3))
     affine = scan.header.get_base_affine()
@@ -86,7 +86,7 @@ def test_names_and_subfolders(tmp_path, capsys):
 
 
 def test_a_failure_leaves_the_former_file(tmp_path, monkeypatch):
-    """A disk that fills up in the middle: no half file under the final name, none left beside it."""
+    """A full disk: no incomplete file under the final name, and none beside it."""
     item = {"pred": label_map("/data/a.nii.gz")}
     SaveLabeld("pred", tmp_path / "out")(item)
     former = (tmp_path / "out" / "a_seg.nii.gz").read_bytes()
@@ -104,7 +104,7 @@ def test_a_failure_leaves_the_former_file(tmp_path, monkeypatch):
 
 
 def test_unfinished_file_is_hidden(tmp_path, monkeypatch):
-    """What a kill leaves behind is no scan to `find_scans`."""
+    """`find_scans` ignores the file of an interrupted run."""
     written = []
 
     def save(image, path):

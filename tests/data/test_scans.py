@@ -36,7 +36,7 @@ def test_relative_case():
 
 
 def test_tree(tmp_path, write_nifti, write_dicom):
-    """Volumes and DICOM folders side by side; hidden and foreign files are passed over."""
+    """Volumes and DICOM folders side by side; hidden and other files are skipped."""
     for name in ("b.nii.gz", "a.nii", "p1/scan.nii.gz", "p2/scan.nii.gz", ".hidden.nii", ".cache/c.nii"):
         write_nifti(tmp_path / name)
     for name in ("c.mha", "d.nrrd", "e.mhd", "e.raw", "notes.txt", "LICENSE", "empty"):
@@ -62,7 +62,7 @@ def test_dicom_series_is_read_as_written(tmp_path, write_dicom):
 
 
 def test_dicom_without_preamble(tmp_path, write_dicom):
-    """Old files have neither preamble nor meta information; only GDCM can tell."""
+    """Old files have neither preamble nor meta information; only GDCM recognises them."""
     write_dicom(tmp_path / "s", SERIES[:2])
     for file in (tmp_path / "s").iterdir():
         content = file.read_bytes()[132:]
@@ -90,7 +90,7 @@ def test_slices_at_one_position(tmp_path, write_dicom):
 
 
 def test_two_series_of_a_datalist(tmp_path, write_dicom):
-    """MONAI's reader takes one of them silently."""
+    """MONAI's reader reads one of them silently."""
     write_dicom(tmp_path / "s", SERIES[:3], "1.2.1")
     write_dicom(tmp_path / "s", SERIES[:2], "1.2.2", z=99)
     with pytest.raises(InputError, match=r"s' holds 2 series \(3 \+ 2 files\), expected one; move each series"):
@@ -98,7 +98,7 @@ def test_two_series_of_a_datalist(tmp_path, write_dicom):
 
 
 def test_results_are_no_scans(tmp_path, write_nifti):
-    """The list is the same before a run, in the middle of it and after it."""
+    """The list is the same before, during and after a run."""
     scan = write_nifti(tmp_path / "data" / "a.nii.gz")
     write_nifti(tmp_path / "data" / "out" / "sub" / "a_seg.nii.gz")
     (tmp_path / "link").symlink_to(tmp_path / "data" / "out")

@@ -1,4 +1,4 @@
-"""Finding what to learn from: every format, label maps passed over, an honest held-out part."""
+"""Finding unlabelled scans: every format, no label maps, a held-out part that is never trained on."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_mixed_tree(tmp_path, write_dicom):
     assert (scans.validation, scans.source, scans.label_folders) == ((), str(tmp_path), ())
 
 
-def test_labels_are_passed_over_and_named(tmp_path):
+def test_labels_are_skipped_and_named(tmp_path):
     folders = ("labelsTr", "Labels", "label", "p1/MASK", "masks", "seg", "segmentation", "p1/segmentations")
     touch(tmp_path, *(f"{folder}/a.nii" for folder in folders), "segments/a.nii", "maskrcnn/a.nii", "imagesTr/a.nii")
     files = (
@@ -118,7 +118,7 @@ def listed(tmp_path):
     return tmp_path
 
 
-def test_datalist_says_what_is_held_out(listed, tmp_path_factory):
+def test_datalist_states_what_is_held_out(listed, tmp_path_factory):
     for fraction in (0, 0.9):
         scans = find_unlabeled(listed, validation_fraction=fraction)
         assert names(scans.training, listed) == [f"images/{case}.nii.gz" for case in "abu"]

@@ -51,7 +51,7 @@ def arrays(case: str, highest: int = 13) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sameds(case: str) -> tuple[np.ndarray, np.ndarray]:
-    """The same as SAMed's preprocessing makes of it: `[Z, Y, X]`, in [0, 1], numbered anew."""
+    """The case after SAMed's preprocessing: `[Z, Y, X]`, in [0, 1], renumbered."""
     hu, label = arrays(case)
     numbers = np.array([BTCV.get(value, 0) for value in range(14)])
     return ((np.clip(hu, -125, 275) + 125) / 400).astype(np.float32).transpose(2, 1, 0), numbers[label].transpose(
@@ -181,7 +181,7 @@ def test_btcv(download: Callable[[str], Path], tmp_path: Path):
 
 
 def test_both_forms_of_synapse_are_equal(download: Callable[[str], Path], tmp_path: Path):
-    """But for what lies outside the window, and the geometry."""
+    """Except for values outside the window, and the geometry."""
     prepare("synapse", download("btcv"), tmp_path / "a")
     prepare("synapse", download("samed"), tmp_path / "b")
     for case in ("case0001", "case0005", "case0006"):
@@ -265,15 +265,15 @@ def test_never_writes_among_other_things(download: Callable[[str], Path], tmp_pa
     (tmp_path / "file").write_text("mine")
     prepare("synapse", source, tmp_path / "out")
     before = (tmp_path / "out" / "dataset.json").read_text()
-    with refused("mine' is there already", "give a new folder"):
+    with refused("mine' already exists", "give a new folder"):
         prepare("synapse", source, tmp_path / "mine")
-    with refused("file' is there already"):
+    with refused("file' already exists"):
         prepare("synapse", source, tmp_path / "file")
-    with refused("out' is there already"):
+    with refused("out' already exists"):
         prepare("synapse_10pct", source, tmp_path / "out")
-    with refused("out' is there already"):  # the same cases from another form
+    with refused("out' already exists"):  # the same cases from another form
         prepare("synapse", download("samed"), tmp_path / "out")
-    with refused("btcv' is there already"):
+    with refused("btcv' already exists"):
         prepare("synapse", source, source)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     assert (tmp_path / "out" / "dataset.json").read_text() == before

@@ -74,7 +74,7 @@ def moments(mask):
     return len(points), 4 * np.pi * np.sqrt(np.linalg.det(np.cov(points.T)))
 
 
-def test_outlines_are_what_their_class_says():
+def test_outlines_match_their_class():
     """Area over that of the ellipse with equal second moments: 1 for an ellipse, 3 / pi for a rectangle, less with
     points and bulges; a ring has a hole."""
     ratio = {kind: np.array([np.divide(*moments(mask)) for mask in alone(kind)]) for kind in range(1, 6)}
