@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from string import Template
 from typing import Any
 
@@ -14,54 +15,12 @@ from samora_monai.report.case_article import RankedCase, case_article
 from samora_monai.report.class_summary import ClassSummary, mean_dice
 from samora_monai.report.class_tables import dice_table, hd95_table
 from samora_monai.report.html_text import number, text
-from samora_monai.report.style import STYLE
 
 # blocks all loading and scripts, even if a name got past the escaping
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="$policy">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<link rel="icon" href="data:,">
-<style>$style</style>
-</head>
-<body>
-<header>
-<h1>Segmentation report</h1>
-<p class="quiet">$subtitle</p>
-<p class="purpose">Research only, not for clinical decisions.</p>
-$figures
-</header>
-<main>
-<section aria-labelledby="classes">
-<h2 id="classes">Results per class</h2>
-<p>$metrics_text</p>
-<p>$plots_text</p>
-<div class="metrics">
-$metrics
-</div>
-</section>
-<section aria-labelledby="cases">
-<h2 id="cases">Cases</h2>
-<p>$cases_text</p>
-$cases
-</section>
-<section aria-labelledby="run">
-<h2 id="run">Run</h2>
-$facts
-</section>
-<section aria-labelledby="model">
-<h2 id="model">Model settings</h2>
-$settings
-</section>
-</main>
-</body>
-</html>
-""")
+_FOLDER = files("samora_monai.report")
+PAGE = Template((_FOLDER / "page.html").read_text())
+STYLE = (_FOLDER / "style.css").read_text()
 METRICS_TEXT = (
     "Dice is the overlap of prediction and reference, from 0 (none) to 1 (identical). HD95, the 95th percentile of the "
     "Hausdorff distance, is the distance in millimetres within which 95 % of the points of each surface lie from the "
