@@ -1,8 +1,8 @@
 """Synthetic textured images with labels, to pretrain a base where SAM's weights are not available.
 
 The slices are unrelated images: overlapping shapes of five kinds on a background, each region with its own texture,
-grey level, edge blur and shading. Neighbouring regions differ in level or only in texture, and the class of a shape is the
-kind of its outline, so that an encoder learns edges, textures and form. There is no anatomy.
+grey level, edge blur and shading. Neighbouring regions differ in level or only in texture, and the class of a shape is
+the kind of its outline, so that an encoder learns edges, textures and form. There is no anatomy.
 
     python -m samora_monai.synthetic.shapes DIR --training 24 --validation 4
 """
