@@ -1,4 +1,4 @@
-"""Checkpoints: files of SAM, SAMed and H-SAM, and our expert, adapter and model files. Always safe, always strict."""
+"""Strict loading and saving of SAM, SAMed and H-SAM checkpoints and of expert, adapter and model files."""
 
 from samora_monai.checkpoints.adapters import load_adapter, save_adapter
 from samora_monai.checkpoints.experts import base_sha256, load_expert, save_expert

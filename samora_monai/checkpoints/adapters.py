@@ -1,6 +1,6 @@
-"""Adapter files: everything of a network but the SAM base encoder, which is named by its hash.
+"""Adapter files: a network without SAM's encoder, which is identified by its hash.
 
-Experts, HL-Attn, prompt encoder, mask decoder and pixel statistics: a few MB to tens of MB instead of hundreds.
+They hold experts, HL-Attn, prompt encoder, mask decoders and pixel statistics: a few MB to tens of MB, not hundreds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from samora_monai.networks.segmenter import Segmenter
 
 
 def adapter_keys(net: Segmenter) -> list[str]:
-    """State-dict keys of everything but the base encoder."""
+    """State-dict keys of all parts but the base encoder."""
     base = {key for key in base_keys(net) if key.startswith("image_encoder.")}
     return [key for key in net.state_dict() if key not in base]
 
@@ -46,7 +46,11 @@ def _made_for(net: Segmenter) -> dict[str, Any]:
 
 
 def save_adapter(net: Segmenter, path: str | os.PathLike[str]) -> None:
-    """Writes what was added to the SAM base, and what it was made for."""
+    """Write an adapter file: the weights beside SAM's encoder, and the network and base that they belong to.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     full = net.state_dict()
     state = {key: full[key].cpu().clone() for key in adapter_keys(net)}
     meta = _made_for(net) | {
@@ -60,10 +64,10 @@ def save_adapter(net: Segmenter, path: str | os.PathLike[str]) -> None:
 
 
 def load_adapter(net: Segmenter, source: Source) -> LoadReport:
-    """Loads an adapter file into a network of the same make whose SAM base is loaded already.
+    """Load an adapter file into a network of the same settings, into which the SAM base has been loaded.
 
     Raises:
-        MissingFileError, InputError: no such file; no adapter file; damaged; another make or base (names the field).
+        MissingFileError, InputError: no such file; no adapter file; damaged; other settings or base (names the field).
     """
     state, meta, name = read_parts(source, "adapter")
     check_meta(name, meta, _made_for(net))

@@ -66,8 +66,10 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         raise MissingFileError(f"no checkpoint {str(path)!r}; check the path or download it first")
     try:
-        damaged = _damaged_record(path)
-        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        check_checksums(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except PermissionError as e:
         raise InputError(f"checkpoint {str(path)!r} may not be read; change its permissions") from e
     except Exception as e:  # the unpickler reports bytes that are no checkpoint with errors of a dozen types
@@ -77,23 +79,27 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
                 "loaded; expected tensors only: save its plain state_dict where you trust it, and give that file"
             ) from e
         raise InputError(f"checkpoint {str(path)!r} is damaged or no PyTorch file; get it again") from e
-    if damaged:
-        raise InputError(f"checkpoint {str(path)!r} is damaged: {damaged} does not match its checksum; get it again")
     if not isinstance(content, dict):
         raise InputError(f"checkpoint {str(path)!r} holds a {type(content).__name__}; expected a dict of tensors")
     return content, repr(path.name)
 
 
-def _damaged_record(path: Path) -> str | None:
-    """Name of the first record of a zip file that does not match its CRC-32, which `torch.load` does not check.
+def check_checksums(path: str | os.PathLike[str]) -> None:
+    """Compare each record of a checkpoint with its CRC-32, which `torch.load` does not.
 
-    None also for files without checksums: those of torch before 1.6, which are no zip files, and those written under
-    `torch.serialization.set_crc32_options(False)`, whose checksums are all 0.
+    Two kinds of files have no checksums and pass: those of torch before 1.6, which are no zip files, and those written
+    under `torch.serialization.set_crc32_options(False)`, where all are 0.
+
+    Raises:
+        InputError: names the first record that is damaged.
     """
     if not zipfile.is_zipfile(path):
-        return None
+        return
     with zipfile.ZipFile(path) as archive:
-        return archive.testzip() if any(record.CRC for record in archive.infolist()) else None
+        if any(record.CRC for record in archive.infolist()) and (damaged := archive.testzip()):
+            raise InputError(
+                f"checkpoint {str(path)!r} is damaged: {damaged} does not match its checksum; get it again"
+            )
 
 
 def read_state(source: Source) -> tuple[dict[str, Tensor], str]:

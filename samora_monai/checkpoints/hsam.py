@@ -1,12 +1,12 @@
-"""H-SAM's LoRA files, read and written: experts, prompt encoder and both mask decoders, without SAM's encoder.
+"""Load and save H-SAM's LoRA files: expert, prompt encoder and both mask decoders, without SAM's encoder.
 
-H-SAM (https://arxiv.org/abs/2403.18271), `save_lora_parameters`. As SAMed's files (`samed`), and besides:
+H-SAM (https://arxiv.org/abs/2403.18271), `save_lora_parameters`. They differ from SAMed's files (`samed`) in:
 
-- `prompt_encoder2.*` is a second name of `prompt_encoder.*`: dropped on load, where it must hold the same values, and
-  written again on save;
-- CMAttn's weights and the LayerNorms of decoder 2's cross-attentions change no output of H-SAM (see
-  `hierarchical_decoder`): dropped on load by their names, whatever their shape, so that files made at 224 and at 512
-  load at every size; written on save in the shapes that H-SAM expects, LayerNorms as new, CMAttn's matrices as zeros.
+- `prompt_encoder2.*` is a second name of `prompt_encoder.*`: dropped when loading, where it must hold the same values,
+  and written again when saving;
+- CMAttn's weights and the LayerNorms of decoder 2's cross-attentions do not affect any output of H-SAM (see
+  `hierarchical_decoder`): dropped by name when loading, in any shape, so that files made at 224 and at 512 load at
+  every size; written when saving in the shapes that H-SAM expects, LayerNorms as initialised, CMAttn's matrices zero.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _UNUSED = re.compile(
     r"mask_decoder2\.(med_sel|self_attn|self_attn2|norm1|norm2|mlp)\."
     r"|mask_decoder2\.transformer2\.layers\.\d+\.cross_attn_(token_to_image|image_to_token)\.norm[123]\."
 )
-_SIZES = {224: 14 * 14, 512: 32 * 32}  # the input sizes that H-SAM has networks for; its unused weights' width
+_SIZES = {224: 14 * 14, 512: 32 * 32}  # input size of H-SAM's networks -> width of their unused weights
 
 
 def without_unused(state: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Takes from an H-SAM state dict what H-SAM holds twice or never uses.
+    """Remove from an H-SAM state dict the tensors that H-SAM holds twice or never uses.
 
     Returns:
-        the rest, and the keys that were taken away.
+        the other tensors, and the keys that were removed.
 
     Raises:
-        InputError: the two names of a prompt encoder's tensor hold different values.
+        InputError: the two names of a tensor of the prompt encoder hold different values.
     """
     kept: dict[str, Tensor] = {}
     dropped = []
@@ -55,7 +55,7 @@ def without_unused(state: Mapping[str, Tensor], name: str) -> tuple[dict[str, Te
 
 
 def hsam_keys(net: Segmenter) -> dict[str, str]:
-    """H-SAM's name -> our name, for every tensor of its file that `net` uses.
+    """Map H-SAM's names to ours, for each tensor of its file that `net` uses.
 
     Raises:
         InputError: the network is not H-SAM (one expert, no fusion, the hierarchical decoder).
@@ -70,12 +70,13 @@ def hsam_keys(net: Segmenter) -> dict[str, str]:
 
 
 def load_hsam(net: Segmenter, source: Source) -> LoadReport:
-    """Loads an H-SAM file on top of a SAM base, and sets the pixel statistics to H-SAM's: mean 0, std 1.
+    """Load an H-SAM file on top of a SAM base, and set the pixel statistics to H-SAM's: mean 0, std 1.
 
-    A class-balanced attention, which the file does not have, keeps its values; a new one computes what H-SAM computes.
+    Class-balanced attention is not in the file and keeps its values; as initialised, it computes what H-SAM computes.
 
     Raises:
-        MissingFileError, InputError: no such file; another rank, class count, encoder depth or kind (names the key).
+        MissingFileError, InputError: no such file; damaged; another rank, class count, encoder depth or kind (names
+            the key).
     """
     keys = hsam_keys(net)
     whole, name = read_state(source)
@@ -96,16 +97,16 @@ def load_hsam(net: Segmenter, source: Source) -> LoadReport:
 
 
 def save_hsam(net: Segmenter, path: str | os.PathLike[str]) -> None:
-    """Writes the file that H-SAM reads at the network's input size.
+    """Write a file for H-SAM at the network's input size.
 
     Raises:
-        InputError: the network is not H-SAM, or one that H-SAM cannot be: of an input size other than 224 and 512, with
-            class-balanced attention, with other pixel statistics; or the file cannot be written.
+        InputError: the network is not H-SAM; it has an input size other than 224 and 512, class-balanced attention or
+            other pixel statistics, which H-SAM does not have; the file cannot be written.
     """
     keys = hsam_keys(net)
     if net.image_size not in _SIZES:
         raise InputError(
-            f"H-SAM has networks for input sizes 224 and 512 only, but this one is of {net.image_size}; "
+            f"H-SAM has networks for input sizes 224 and 512 only, but this one has {net.image_size}; "
             "save the model or an adapter file"
         )
     full = net.state_dict()
@@ -118,7 +119,7 @@ def save_hsam(net: Segmenter, path: str | os.PathLike[str]) -> None:
 
 
 def unused_tensors(net: Segmenter) -> dict[str, Tensor]:
-    """What H-SAM registers for the input size of `net` but never uses: LayerNorms at one and zero, the rest at zero."""
+    """Tensors that H-SAM registers at the input size of `net` and never uses: initial LayerNorms, zeros elsewhere."""
     assert net.mask_decoder2 is not None
     width = _SIZES[net.image_size]
     weights: dict[str, tuple[int, ...]] = {"med_sel.0": (1, net.num_classes)}
@@ -127,7 +128,7 @@ def unused_tensors(net: Segmenter) -> dict[str, Tensor]:
     weights |= {"mlp.lin1": (2048, width), "mlp.lin2": (width, 2048), "norm1": (width,), "norm2": (width,)}
     for i in range(len(net.mask_decoder2.transformer2.layers)):
         for attention in ("cross_attn_token_to_image", "cross_attn_image_to_token"):
-            for norm, size in (("norm1", 196), ("norm2", 9), ("norm3", 1024)):  # whatever size and classes
+            for norm, size in (("norm1", 196), ("norm2", 9), ("norm3", 1024)):  # at any size and class count
                 weights[f"transformer2.layers.{i}.{attention}.{norm}"] = (size,)
     tensors = {}
     for module, shape in weights.items():

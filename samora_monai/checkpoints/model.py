@@ -1,4 +1,4 @@
-"""Full model files: MONAI's flat state dict with everything inside, so that inference needs one file."""
+"""Model files: the flat state dict of a whole network, as MONAI bundles have it; inference needs no other weights."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from samora_monai.networks.segmenter import Segmenter
 
 
 def load_model(net: Segmenter, source: Source) -> LoadReport:
-    """Loads a bundle's `model.pt`, or the `"model"` entry of a training checkpoint, strictly.
+    """Load a bundle's `model.pt`, or the `"model"` entry of a training checkpoint, strictly.
 
     Raises:
-        MissingFileError, InputError: no such file; keys or shapes of another network (names the first of them).
+        MissingFileError, InputError: no such file; damaged; keys or shapes of another network (names the first).
     """
     try:
         state, name = read_state(source)

@@ -1,11 +1,11 @@
-"""What a trained model needs beside its weights, in a small readable file: `models/model.json` beside `model.pt`.
+"""Model settings: `models/model.json` beside `model.pt`, from which a trained model is rebuilt.
 
-The description of the network, of the scaling of scans, and the names of the classes, so that evaluation, inference,
-MONAI Label and export of a model need no setting to be typed again, and cannot be given a wrong one by omission.
+They describe the network, the scaling of scans and the classes. Evaluation, inference, MONAI Label and export read them
+there, so that no setting has to be typed again or can be forgotten.
 
-Format 2 holds the fields of `SegmenterConfig` (without `num_classes`), of `ScanScaling`, `class_names`, and
-`format_version`. Format 1, of the first release, has no version and also `fusion_start`, which only matters while a
-network starts to train. A field that is missing has its default, which is the behaviour before the field existed.
+Format 2 holds the fields of `SegmenterConfig` (without `num_classes`), those of `ScanScaling`, `class_names` and
+`format_version`. Format 1, of the first release, has no version, and has `fusion_start`, which matters only when a
+training starts. A missing field takes its default, which is the behaviour from before the field existed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import monai.bundle
 
+from samora_monai.checkpoints.files import check_checksums
 from samora_monai.data.scaling import ScanScaling
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks.config import SegmenterConfig
@@ -40,8 +41,8 @@ class ModelSettings:
     """The settings of a model.
 
     Args:
-        network: the network, with as many classes as `class_names`.
-        scaling: how scans are scaled and cut.
+        network: description of the network; its number of classes is that of `class_names`.
+        scaling: scaling of grey values, and direction of the slices.
         class_names: in the order of the label values, background first.
     """
 
@@ -49,28 +50,33 @@ class ModelSettings:
     scaling: ScanScaling = field(default_factory=ScanScaling)
     class_names: tuple[str, ...] = _SYNAPSE
 
+    def __post_init__(self) -> None:
+        assert self.network.num_classes == len(self.class_names)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSettings:
-        """Settings from their flat form; fields that are missing have their defaults.
+        """Make settings from their flat form; missing fields take their defaults.
 
         Raises:
             InputError: an unknown field, or a value that its field refuses.
         """
         if unknown := [name for name in values if name not in _KNOWN]:
             raise InputError(f"unknown setting {unknown[0]!r} of a model; expected one of {', '.join(_KNOWN)}")
-        class_names = tuple(values.get("class_names", _SYNAPSE))
+        class_names = values.get("class_names", _SYNAPSE)
+        if not isinstance(class_names, list | tuple) or not all(isinstance(name, str) for name in class_names):
+            raise InputError(f"class_names is {class_names!r} but must be a list of names, background first")
         network = {name: values[name] for name in _NETWORK if name in values}
         scaling = {name: values[name] for name in _SCALING if name in values}
-        return cls(SegmenterConfig(num_classes=len(class_names), **network), ScanScaling(**scaling), class_names)
+        return cls(SegmenterConfig(num_classes=len(class_names), **network), ScanScaling(**scaling), tuple(class_names))
 
     def as_dict(self) -> dict[str, Any]:
-        """The flat form, as JSON can hold it."""
+        """The flat form, with lists for tuples, as in JSON."""
         network = {name: value for name, value in asdict(self.network).items() if name in _NETWORK}
         values = network | asdict(self.scaling) | {"class_names": self.class_names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def changed(self, **changes: Any) -> ModelSettings:
-        """The settings with other values of some fields; those that are None stay as they are.
+        """Settings with other values for some fields; None leaves a field as it is.
 
         Raises:
             InputError: as `from_dict`.
@@ -82,7 +88,7 @@ class ModelSettings:
 def read_model_settings(checkpoint: str | os.PathLike[str], **changes: Any) -> ModelSettings:
     """Read the settings of the model file `checkpoint` from the JSON file of the same name.
 
-    Where there is neither file, as before the first training, these are the default settings.
+    If neither file exists, as before the first training, return the default settings.
 
     Args:
         checkpoint: e.g. `models/model.pt`.
@@ -133,15 +139,20 @@ def write_model_settings(checkpoint: str | os.PathLike[str], settings: ModelSett
 
 
 def model_in_use(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The model file whose network is being built: `checkpoint`, or, within `monai.bundle.load`, the file it loads.
+    """The model file whose network is being built: `checkpoint`, or the file that `monai.bundle.load` is loading.
 
-    MONAI 1.6 builds the network of a bundle there from the config alone and tells the config nothing of the bundle's
-    folder: `bundle_root` stays ".", so the settings would be those of any model in the current folder, or of none.
-    There is no argument or hook for it, so the file name is read from that function's frame.
+    MONAI 1.6 builds the network there from the config alone, with `bundle_root` left at ".", so that the settings would
+    be those of a model in the current folder. It passes the path to no hook or argument, so the path is read from the
+    frame of that function. MONAI does not compare the file with its checksums either; it is done here.
+
+    Raises:
+        InputError: `monai.bundle.load` is loading a damaged file.
     """
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code is monai.bundle.load.__code__:
-            return frame.f_locals["full_path"]
+            path = frame.f_locals["full_path"]
+            check_checksums(path)
+            return path
         frame = frame.f_back
     return checkpoint

@@ -1,9 +1,13 @@
-"""Meta's SAM checkpoints (vit_b, vit_l, vit_h; made at 1024) into a network of any input size.
+"""Load Meta's SAM checkpoints (vit_b, vit_l, vit_h; trained at 1024) into a network of any input size.
 
-The rule that SAMed and H-SAM publish (SAMed's `build_sam.load_from`, global blocks told by number as in H-SAM):
-same key and same shape -> copy; absolute positions and the global blocks' relative positions -> linear resize;
-mask tokens, hypernetworks and quality outputs beyond SAM's four, and what H-SAM adds (its second decoder, more point
-embeddings) -> keep their initialisation. H-SAM's own base files, which hold all of that, are read too.
+The rules are those of SAMed (`build_sam.load_from`), with the global blocks identified by number as in H-SAM:
+
+- same key and shape: copied;
+- absolute positions and the global blocks' relative positions: resized linearly;
+- mask tokens, hypernetworks and quality outputs beyond SAM's four, and H-SAM's additions (second decoder, more point
+  embeddings): keep their initial values.
+
+H-SAM's own base files, which hold all of these, can be loaded too.
 """
 
 from __future__ import annotations
@@ -26,17 +30,17 @@ _OURS = re.compile(r"pixel_mean|pixel_std|.*\.(experts|expert|hl_attn|class_atte
 
 
 def base_keys(net: Segmenter) -> list[str]:
-    """State-dict keys of `net` that SAM, or H-SAM, has too."""
+    """State-dict keys of `net` that SAM or H-SAM also has."""
     return [key for key in net.state_dict() if not _OURS.match(key)]
 
 
 def _another_grid(wanted: Tensor, value: Tensor) -> bool:
-    """Same kind and width of table, other number of positions."""
+    """Whether two position tables differ in their number of positions only."""
     return wanted.shape != value.shape and wanted.ndim == value.ndim and wanted.shape[-1] == value.shape[-1]
 
 
 def resize_positions(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Absolute `[1, G, G, C]` or relative `[2 G - 1, d]` positions to another grid; bilinear, no antialias."""
+    """Resize absolute `[1, G, G, C]` or relative `[2 G - 1, d]` positions to another grid; linear, no antialias."""
     if tensor.ndim == 4:
         size = (shape[1], shape[2])
         return F.interpolate(tensor.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
@@ -44,7 +48,7 @@ def resize_positions(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def preset_name(net: Segmenter) -> str:
-    """`"vit_b"` and so on, or the sizes of an encoder that is no preset."""
+    """Name of the encoder's preset, e.g. `"vit_b"`, or its sizes if it is no preset."""
     encoder = net.image_encoder
     sizes = (encoder.embed_dim, len(encoder.blocks), encoder.num_heads)
     for name, preset in PRESETS.items():
@@ -54,7 +58,7 @@ def preset_name(net: Segmenter) -> str:
 
 
 def _preset_of(state: Mapping[str, Tensor]) -> str:
-    """Which preset's width and depth a checkpoint has, or `"no known encoder"`."""
+    """Name of the preset whose width and depth a checkpoint has, or `"no known encoder"`."""
     width = len(state.get("image_encoder.blocks.0.norm1.weight", ()))
     depth = len({m[1] for key in state if (m := re.match(r"image_encoder\.blocks\.(\d+)\.", key))})
     sizes = {(preset["embed_dim"], preset["depth"]): name for name, preset in PRESETS.items()}
@@ -62,20 +66,20 @@ def _preset_of(state: Mapping[str, Tensor]) -> str:
 
 
 def load_sam(net: Segmenter, source: Source) -> LoadReport:
-    """Loads a SAM checkpoint into the base of `net`; what SAM has not (experts, more classes, ...) keeps its values.
+    """Load a SAM checkpoint into the base of `net`; parameters missing from SAM's file keep their values.
 
     Args:
         net: any network of `build_segmenter`.
         source: path of the file, or its state dict.
 
     Returns:
-        which tensors were copied, resized, kept and dropped.
+        the tensors that were copied, resized, kept and dropped.
 
     Raises:
-        MissingFileError, InputError: no such file; not a SAM checkpoint; of another encoder (names the key).
+        MissingFileError, InputError: no such file; damaged; not a SAM checkpoint; another encoder (names the key).
     """
     state, name = read_state(source)
-    state = {key: value for key, value in state.items() if key not in ("pixel_mean", "pixel_std")}  # in files of ours
+    state = {key: value for key, value in state.items() if key not in ("pixel_mean", "pixel_std")}  # in our own files
     full = net.state_dict()
     target = {key: full[key] for key in base_keys(net)}
     report = LoadReport(name)

@@ -1,4 +1,4 @@
-"""SAMed's LoRA files, read and written: experts, prompt encoder and mask decoder, without SAM's encoder.
+"""Load and save SAMed's LoRA files: expert, prompt encoder and mask decoder, without SAM's encoder.
 
 SAMed (https://arxiv.org/abs/2304.13785), `save_lora_parameters` of `sam_lora_image_encoder` and of
 `sam_lora_image_encoder_mask_decoder` (SAMed_s). Tensor number 2 i + j is block i's query (j = 0) or value (j = 1).
@@ -18,7 +18,7 @@ _DECODER_ATTENTION = {"sa": "self_attn", "cti": "cross_attn_token_to_image", "ci
 
 
 def encoder_expert_keys(net: Segmenter, system: str) -> dict[str, str]:
-    """Name in the files of `system` (SAMed, H-SAM) -> our name, for the encoder's only expert.
+    """Map the names in the files of `system` (SAMed or H-SAM) to ours, for the encoder's only expert.
 
     Raises:
         InputError: the encoder has no expert, several, or a fusion.
@@ -36,7 +36,7 @@ def encoder_expert_keys(net: Segmenter, system: str) -> dict[str, str]:
 
 
 def samed_keys(net: Segmenter) -> dict[str, str]:
-    """SAMed's name -> our name, for every tensor of the file that `net` would be saved to.
+    """Map SAMed's names to ours, for each tensor of the file that `save_samed` writes.
 
     Raises:
         InputError: the network is not SAMed (one expert, no fusion, SAM's decoder).
@@ -65,10 +65,11 @@ def samed_keys(net: Segmenter) -> dict[str, str]:
 
 
 def load_samed(net: Segmenter, source: Source) -> LoadReport:
-    """Loads a SAMed or SAMed_s file on top of a SAM base, and sets the pixel statistics to SAMed's: mean 0, std 1.
+    """Load a SAMed or SAMed_s file on top of a SAM base, and set the pixel statistics to SAMed's: mean 0, std 1.
 
     Raises:
-        MissingFileError, InputError: no such file; another rank, class count, encoder depth or kind (names the key).
+        MissingFileError, InputError: no such file; damaged; another rank, class count, encoder depth or kind (names
+            the key).
     """
     keys = samed_keys(net)
     state, name = read_state(source)
@@ -90,10 +91,10 @@ def load_samed(net: Segmenter, source: Source) -> LoadReport:
 
 
 def save_samed(net: Segmenter, path: str | os.PathLike[str]) -> None:
-    """Writes the file that SAMed reads. SAMed has no pixel statistics, so those of `net` must be 0 and 1.
+    """Write a file for SAMed, which has no pixel statistics, so that those of `net` must be 0 and 1.
 
     Raises:
-        InputError: the network is not SAMed, has other pixel statistics, or the file cannot be written.
+        InputError: the network is not SAMed or has other pixel statistics; the file cannot be written.
     """
     keys = samed_keys(net)
     check_pixel_statistics(net, "SAMed")
@@ -103,13 +104,13 @@ def save_samed(net: Segmenter, path: str | os.PathLike[str]) -> None:
 
 @torch.no_grad()
 def set_pixel_statistics(net: Segmenter) -> None:
-    """Pixel mean 0 and std 1, as SAMed and H-SAM have them."""
+    """Set pixel mean 0 and std 1, as in SAMed and H-SAM."""
     net.pixel_mean.zero_()
     net.pixel_std.fill_(1)
 
 
 def check_pixel_statistics(net: Segmenter, system: str) -> None:
-    """Raises an InputError if `net` has other pixel statistics than the files of `system` imply."""
+    """Raise an `InputError` unless `net` has the pixel statistics that the files of `system` imply."""
     if net.pixel_mean.abs().max() > 0 or (net.pixel_std - 1).abs().max() > 0:
         raise InputError(
             f"{system}'s files imply pixel mean 0 and std 1, but the network has others; "

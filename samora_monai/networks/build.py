@@ -1,9 +1,9 @@
-"""Build SAM, SAMed, SAMora, H-SAM or H-SAMora from one set of parts."""
+"""Build SAM, SAMed, SAMora, H-SAM or H-SAMora from the same parts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from samora_monai.errors import InputError
@@ -22,10 +22,7 @@ FUSION_STARTS = ("zero", "random")
 
 def build_segmenter(
     encoder: str | dict[str, Any] | SegmenterConfig = "vit_b",
-    image_size: int = 224,
-    in_channels: int = 1,
-    num_classes: int = 2,
-    *,
+    *sizes: int,
     train: str = "adapters",
     fusion_start: str = "zero",
     pixel_mean: Sequence[float] = PIXEL_MEAN,
@@ -34,34 +31,36 @@ def build_segmenter(
     gradient_checkpointing: bool = False,
     **options: Any,
 ) -> Segmenter:
-    """Build a network with random weights. What is not an option of `SegmenterConfig` only matters while it trains.
+    """Build a network with random weights.
 
     Args:
-        encoder: the encoder, followed by the other fields of `SegmenterConfig`; or a whole `SegmenterConfig` alone.
-        image_size, in_channels, num_classes, options: fields of `SegmenterConfig`.
+        encoder: encoder of the network, or a `SegmenterConfig`.
+        sizes, options: the other fields of `SegmenterConfig`, `image_size` first, by position or by name; they replace
+            those of a given `SegmenterConfig`.
         train: which parameters train, see `set_trainable`.
-        fusion_start: how HL-Attn's output projections start: `"zero"`, so that the network computes SAM with the expert
+        fusion_start: initial output projections of HL-Attn: `"zero"`, so that the network computes SAM with the expert
             at the top of the fusion order, or `"random"`.
-        pixel_mean, pixel_std: statistics of images in [0, 1], kept among the weights; SAM's by default, 0 and 1 for
+        pixel_mean, pixel_std: statistics of images in [0, 1], stored with the weights; SAM's by default, 0 and 1 for
             SAMed's files.
-        embedding_noise: hierarchical decoder, see `HierarchicalDecoder`.
+        embedding_noise: noise of the hierarchical decoder in training, see `HierarchicalDecoder`.
         gradient_checkpointing: recompute the encoder's blocks in the backward pass, which saves memory.
 
     Raises:
-        InputError: an option that does not exist or does not fit the others.
+        InputError: an option does not exist, is out of range or contradicts another.
     """
+    known = [field.name for field in fields(SegmenterConfig)]
+    options |= zip(known[1:], sizes, strict=False)
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"unknown option {unknown[0]!r} of a network; expected one of {', '.join(known)}")
     if isinstance(encoder, SegmenterConfig):
-        config = encoder
+        config = replace(encoder, **options)
     else:
-        known = [field.name for field in fields(SegmenterConfig)]
-        if unknown := [name for name in options if name not in known]:
-            raise InputError(f"unknown option {unknown[0]!r} of a network; expected one of {', '.join(known)}")
-        config = SegmenterConfig(encoder, image_size, in_channels, num_classes, **options)
+        config = SegmenterConfig(encoder, **options)
     if embedding_noise < 0:
         raise InputError(f"embedding_noise is {embedding_noise} but must be at least 0")
     if len(pixel_mean) != 3 or len(pixel_std) != 3 or max(*pixel_mean, *pixel_std) > 1 or min(pixel_std) <= 0:
         raise InputError(
-            "pixel_mean and pixel_std are three values each, for images in [0, 1]; divide 0-255 ones by 255"
+            "pixel_mean and pixel_std must be three values each, for images in [0, 1]; divide those for 0-255 by 255"
         )
     if fusion_start not in FUSION_STARTS:
         raise InputError(f"unknown fusion_start {fusion_start!r}; choose 'zero' or 'random'")

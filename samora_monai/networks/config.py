@@ -1,12 +1,12 @@
-"""The description of a segmentation network: every option once, checked when it is made.
+"""The options of a segmentation network.
 
-experts          fusion        what it is
+experts          fusion        system
 ()               None          SAM itself (num_classes=4 are SAM's four mask tokens; see `Segmenter.predict_masks`)
 ("task",)        None          SAMed (https://arxiv.org/abs/2304.13785)
 LEVELS           "attention"   SAMora (ICCV 2025), HL-Attn on attention outputs
                  or "block"    HL-Attn on block outputs, the paper's equation
 
-The decoder "hierarchical" makes H-SAM (https://arxiv.org/abs/2403.18271) of SAMed and H-SAMora of SAMora.
+The decoder "hierarchical" turns SAMed into H-SAM (https://arxiv.org/abs/2403.18271) and SAMora into H-SAMora.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit_h": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attn_indexes": (7, 15, 23, 31)},
     "tiny": {"embed_dim": 128, "depth": 6, "num_heads": 4, "global_attn_indexes": (2, 5)},
 }
+SIZES = (
+    "embed_dim", "depth", "num_heads", "mlp_ratio", "window_size", "global_attn_indexes", "patch_size", "out_chans",
+)  # fmt: skip
 DECODERS = ("sam", "hierarchical")
 FUSIONS = ("attention", "block")
 
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """What a trained network is: everything but its weights. `models/model.json` holds these fields.
+    """A trained network without its weights. `models/model.json` holds these fields.
 
     To add an option, add a field whose default is the behaviour of networks that were saved before it existed.
 
@@ -39,7 +42,7 @@ class SegmenterConfig:
         encoder: `"vit_b"`, `"vit_l"`, `"vit_h"`, `"tiny"`, or a dict of `ImageEncoder` sizes.
         image_size: side of the square network input, a multiple of the patch size (16); images are resized to it.
         in_channels: 1 or 3.
-        num_classes: number of classes with background; one mask token for each.
+        num_classes: number of classes with background, and of mask tokens.
         decoder: `"sam"`, or `"hierarchical"`: H-SAM's two decoders.
         experts: names of the encoder's experts, e.g. `("task",)` or `("image", "patch", "pixel")`.
         rank: rank of the experts.
@@ -76,7 +79,7 @@ class SegmenterConfig:
 
     @property
     def encoder_sizes(self) -> dict[str, Any]:
-        """The arguments of `ImageEncoder` that the preset stands for."""
+        """Sizes of the encoder, as arguments of `ImageEncoder`."""
         return PRESETS[self.encoder] if isinstance(self.encoder, str) else self.encoder
 
     @property
@@ -90,10 +93,12 @@ class SegmenterConfig:
         return tuple(name for name in self.fusion_order if name in self.experts) if self.fusion else ()
 
     def _check_encoder(self) -> None:
-        if isinstance(self.encoder, str) and self.encoder not in PRESETS:
+        if not (self.encoder in PRESETS if isinstance(self.encoder, str) else isinstance(self.encoder, dict)):
             raise InputError(
                 f"unknown encoder {self.encoder!r}; choose one of {', '.join(PRESETS)} or give a dict of sizes"
             )
+        if unknown := [name for name in self.encoder_sizes if name not in SIZES]:
+            raise InputError(f"encoder has an unknown size {unknown[0]!r}; expected one of {', '.join(SIZES)}")
         patch_size = self.patch_size
         if not is_whole(self.image_size, patch_size) or self.image_size % patch_size:
             raise InputError(
@@ -111,13 +116,13 @@ class SegmenterConfig:
             self, "class_balanced_attention", flag(self.class_balanced_attention, "class_balanced_attention")
         )
         if self.decoder != "hierarchical" and self.class_balanced_attention:
-            raise InputError("class_balanced_attention is of the hierarchical decoder; give decoder='hierarchical' too")
+            raise InputError("class_balanced_attention needs the hierarchical decoder; give decoder='hierarchical' too")
         if self.decoder == "hierarchical" and self.decoder_rank:
             raise InputError(
-                f"decoder_rank is {self.decoder_rank} but experts stand in SAM's decoder only; give decoder_rank=0"
+                f"decoder_rank is {self.decoder_rank} but only SAM's decoder has experts; give decoder_rank=0"
             )
         if self.stage not in (2, 3):
-            raise InputError(f"stage is {self.stage!r} but must be 3 (mean of both stages) or 2 (the second alone)")
+            raise InputError(f"stage is {self.stage!r} but must be 3 (mean of both stages) or 2 (second stage alone)")
 
     def _check_experts(self) -> None:
         object.__setattr__(self, "experts", _names(self.experts, "experts"))

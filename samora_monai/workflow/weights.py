@@ -1,6 +1,7 @@
-"""What a training starts from: SAM, SAMed or H-SAM and the experts, or a trained model.
+"""Load the weights that a run starts from: SAM, SAMed, H-SAM and experts, a trained model, or a teacher.
 
-Nothing is random unless it was asked for.
+Random weights must be asked for. Every load is logged once, by the first process. A file that may be left out can be
+None, `""`, `"none"` or `"null"`, in any case.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
 from samora_monai.pretraining import DenoisingStudent, teacher_files
 from samora_monai.pretraining.teacher_files import Teacher
+from samora_monai.settings import file_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -29,28 +31,28 @@ FROM_SCRATCH = ", or train from scratch with --sam_checkpoint none --trainable a
 
 
 def load_base(net: Segmenter, sam: str | None) -> LoadReport:
-    """Loads the base that an expert is trained on, and prints what was done.
+    """Load the SAM base that an expert is trained on.
 
     Raises:
-        MissingFileError, InputError: no file is named or there; it does not fit.
+        MissingFileError, InputError: no file is given or found; it does not fit.
     """
-    if _is_none(sam):
+    if (sam := file_or_none(sam)) is None:
         raise MissingFileError(f"an expert is made for one base, and none was given; {HOW_TO_GET_SAM}")
-    return _said(_load_sam(net, sam, HOW_TO_GET_SAM))
+    return _logged(_load_sam(net, sam, HOW_TO_GET_SAM))
 
 
 def load_teacher(net: Teacher, teacher: str | None) -> LoadReport:
-    """Loads a trained teacher, and prints what was done; see `samora_monai.pretraining.load_teacher`."""
-    return _said(teacher_files.load_teacher(net, teacher))
+    """Load a trained teacher, see `samora_monai.pretraining.load_teacher`."""
+    return _logged(teacher_files.load_teacher(net, file_or_none(teacher)))
 
 
 def start_teacher(net: Teacher, checkpoint: str | None) -> LoadReport | None:
-    """Loads the weights that a teacher's own pretraining goes on from; `None` or `"none"` for random ones.
+    """Load the weights that a teacher's own pretraining continues; without a file they are random.
 
     Raises:
-        MissingFileError, InputError: there is no such file; it does not fit.
+        MissingFileError, InputError: no such file; it does not fit.
     """
-    return None if checkpoint is None or _is_none(checkpoint) else _said(net.load_weights(checkpoint))
+    return None if (checkpoint := file_or_none(checkpoint)) is None else _logged(net.load_weights(checkpoint))
 
 
 def load_pretrained(
@@ -61,34 +63,45 @@ def load_pretrained(
     hsam: str | None = None,
     model: str | None = None,
 ) -> list[LoadReport]:
-    """Loads the base, then what stands on it, and prints what was done.
+    """Load the SAM base and the weights that belong on top of it.
 
     Args:
-        sam: Meta's checkpoint; `None` or `"none"` for random weights.
+        sam: Meta's checkpoint; without it the base is random.
         samed: a LoRA file of SAMed.
-        experts: for each level its expert file.
+        experts: expert file by level.
         hsam: a LoRA file of H-SAM, for the hierarchical decoder.
-        model: a trained model to go on with, which holds everything; then no other file is looked at.
+        model: a trained model to continue, which holds all weights; the other files are then ignored.
 
     Raises:
-        MissingFileError, InputError: a file is missing or does not fit; an expert of a level has no file; a file is
-            given for an expert or a decoder that the network does not have.
+        MissingFileError, InputError: a file is missing or does not fit; the network has an expert of an unknown level,
+            or one of a level without a file; a file is given for an expert or a decoder that the network does not have.
     """
     if model is not None:
-        return [_said(load_model(net, model))]
+        return [_logged(load_model(net, model))]
+    sam, samed, hsam = (file_or_none(file) for file in (sam, samed, hsam))
+    given = {level: file for level, path in (experts or {}).items() if (file := file_or_none(path)) is not None}
+    if not isinstance(net, Segmenter):  # a network of another kind, named by an overlay
+        if files := [file for file in (sam, samed, hsam, *given.values()) if file is not None]:
+            raise InputError(f"{files[0]} was given, but the network is a {type(net).__name__}; leave it out, or none")
+        return []
+    wanted, fused = net.image_encoder.experts, net.image_encoder.fusion is not None
+    known = LEVELS if fused else (*LEVELS, "task")
+    if unknown := [name for name in wanted if name not in known]:
+        raise InputError(
+            f"--experts has {unknown[0]!r}, which is no level{' that can be fused' if fused else ''}; "
+            f"choose among {', '.join(known)}"
+        )
     if hsam is not None and net.decoder != "hierarchical":
         raise InputError(
             f"--hsam_checkpoint {hsam} was given but --decoder is {net.decoder}; add --decoder hierarchical"
         )
     reports = []
-    if not _is_none(sam):
+    if sam is not None:
         reports.append(_load_sam(net, sam, HOW_TO_GET_SAM + FROM_SCRATCH))
     if samed is not None:
         reports.append(load_samed(net, samed))
     if hsam is not None:
         reports.append(load_hsam(net, hsam))
-    given = {level: path for level, path in (experts or {}).items() if path is not None}
-    wanted = net.image_encoder.experts if isinstance(net, Segmenter) else ()  # an overlay may name another network
     if missing := [level for level in wanted if level in LEVELS and level not in given]:
         raise InputError(
             f"the network has the experts {wanted} but {missing[0]!r} has no file; give --{missing[0]}_expert FILE, "
@@ -98,13 +111,13 @@ def load_pretrained(
         if level not in wanted:
             raise InputError(f"--{level}_expert {path} was given but --experts is {wanted}; add {level!r} to it")
         reports.append(load_expert(net, path, level))
-    return [_said(report) for report in reports]
+    return [_logged(report) for report in reports]
 
 
 def load_trained_expert(segmenter: Segmenter, sam: str | None, expert: str, level: str) -> LoadReport:
-    """Loads the base and the expert that was trained on it, and prints what was done.
+    """Load the SAM base and the expert that was trained on it.
 
-    The expert is looked for first: without it, and the settings beside it, the base may seem not to fit either.
+    A missing expert is reported first: without the settings beside it the base may seem not to fit either.
 
     Raises:
         MissingFileError, InputError: no such files; an expert of another level, rank, preset or base.
@@ -112,13 +125,11 @@ def load_trained_expert(segmenter: Segmenter, sam: str | None, expert: str, leve
     if not Path(expert).is_file():
         raise MissingFileError(f"no {level} expert '{expert}'; {HOW_TO_TRAIN}, or name one with --expert FILE")
     load_base(segmenter, sam)
-    report = load_expert(segmenter, expert, level)
-    logger.info(f"loaded {report}")
-    return report
+    return _logged(load_expert(segmenter, expert, level))
 
 
 def load_decoder(student: DenoisingStudent, decoder: str) -> LoadReport:
-    """Loads the decoder that was trained with the expert, and prints what was done.
+    """Load the decoder that was trained with the pixel expert.
 
     Raises:
         MissingFileError, InputError: no such file; it does not fit.
@@ -131,24 +142,17 @@ def load_decoder(student: DenoisingStudent, decoder: str) -> LoadReport:
         ) from e
     remedy = "give the decoder.pt that was written with the expert"
     own = student.decoder
-    report = LoadReport(name, copied=copy_strictly(own, state, list(own.state_dict()), name, remedy))
-    logger.info(f"loaded {report}")
-    return report
+    return _logged(LoadReport(name, copied=copy_strictly(own, state, list(own.state_dict()), name, remedy)))
 
 
-def _is_none(path: str | None) -> bool:
-    return path is None or str(path).lower() == "none"
-
-
-def _load_sam(net: Segmenter, sam: str | None, remedy: str) -> LoadReport:
-    assert sam is not None
+def _load_sam(net: Segmenter, sam: str, remedy: str) -> LoadReport:
     try:
         return load_sam(net, sam)
     except MissingFileError as e:
         raise MissingFileError(f"no SAM checkpoint {str(sam)!r}; {remedy}") from e
 
 
-def _said(report: LoadReport) -> LoadReport:
+def _logged(report: LoadReport) -> LoadReport:
     if idist.get_rank() == 0:
         logger.info(f"loaded {report}")
     return report

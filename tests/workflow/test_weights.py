@@ -11,9 +11,12 @@ import torch
 from samora_monai.checkpoints import save_hsam, save_samed
 from samora_monai.errors import MissingFileError
 from samora_monai.networks import LEVELS, Segmenter, build_segmenter
-from samora_monai.workflow.weights import load_pretrained
+from samora_monai.pretraining import MAETeacher
+from samora_monai.workflow.weights import load_base, load_pretrained, load_teacher, start_teacher
 from tests.bundles.weights import write_expert, write_sam
 from tests.tiny import IDENTITY, randomise, refused, untouched
+
+NOTHING = [None, "", "none", "None", "NULL"]
 
 
 def build(**settings: Any) -> Segmenter:
@@ -43,11 +46,28 @@ def experts(sam: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
 # ---- what is loaded
 
 
-@pytest.mark.parametrize("nothing", [None, "none", "None"])
-def test_from_scratch_was_asked_for(nothing: str | None):
-    net = build()
-    with untouched(net):
-        assert load_pretrained(net, nothing) == []
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_files_may_be_left_out(nothing: str | None):
+    for decoder in ("sam", "hierarchical"):
+        net = build(decoder=decoder)
+        with untouched(net):
+            experts = dict.fromkeys(LEVELS, nothing)
+            assert load_pretrained(net, nothing, samed=nothing, hsam=nothing, experts=experts) == []
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_a_teacher_may_start_at_random_but_not_teach(nothing: str | None):
+    teacher = MAETeacher("tiny")
+    with untouched(teacher):
+        assert start_teacher(teacher, nothing) is None
+        with refused("no MAE teacher was given", "--teacher_checkpoint FILE", error=MissingFileError):
+            load_teacher(teacher, nothing)
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_an_expert_needs_a_base(nothing: str | None):
+    with refused("an expert is made for one base", "--sam_checkpoint FILE", error=MissingFileError):
+        load_base(build(), nothing)
 
 
 @pytest.mark.parametrize(("decoder", "argument"), [("sam", "samed"), ("hierarchical", "hsam")])
@@ -102,6 +122,23 @@ def test_a_fused_expert_has_no_file(sam: str, experts: dict[str, str]):
         load_pretrained(net, sam, experts={"image": None, "patch": None, "pixel": None})
     with refused("'patch' has no file", "--patch_expert FILE"):
         load_pretrained(net, sam, experts={"image": experts["image"], "pixel": experts["pixel"]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"experts": ["lesion"]}, "has 'lesion', which is no level; choose among image, patch, pixel, task"),
+        ({"experts": ["image", "organ"]}, "has 'organ', which is no level; choose among image, patch, pixel, task"),
+        (
+            {"experts": ["task"], "fusion": "block", "fusion_order": ["task"]},
+            "has 'task', which is no level that can be fused; choose among image, patch, pixel",
+        ),
+    ],
+)
+def test_an_expert_of_no_level(settings: dict[str, Any], words: str, sam: str):
+    net = build(**settings)
+    with refused("--experts", words), untouched(net):
+        load_pretrained(net, sam)
 
 
 def test_an_expert_that_the_network_does_not_have(sam: str, experts: dict[str, str]):
