@@ -16,8 +16,10 @@ import pytest
 import yaml
 
 import samora_monai
+from samora_monai import demo
 from samora_monai.bundles import bundle_path
 from samora_monai.errors import MissingFileError
+from samora_monai.networks import LEVELS
 from tests.tiny import refused
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +112,18 @@ def test_names_of_code_in_the_documentation_exist():
     assert len(named) > 20
     for room, name in named:
         assert hasattr(getattr(samora_monai, room), name) or (ROOT / "samora_monai" / room / f"{name}.py").exists()
+
+
+def test_the_settings_of_the_demo_exist():
+    """The demo takes minutes, so its commands are compared with the configs here."""
+    teachers = demo.TEACHER | demo.IMAGE_TEACHER, demo.TEACHER | demo.PATCH_TEACHER
+    runs = [("segmentation", ["train"], demo.TINY | demo.BASE | demo.FINE_TUNING)]
+    runs += [(f"{level}_expert", ["train"], demo.TINY | demo.EXPERT) for level in LEVELS]
+    runs += [("image_expert", ["train", "teacher"], teachers[0]), ("patch_expert", ["train", "teacher"], teachers[1])]
+    for bundle, configs, settings in runs:
+        files = [bundle_path(f"samora_{bundle}") / "configs" / f"{name}.yaml" for name in configs]
+        known = set().union(*(yaml.load(file.read_text(), yaml.BaseLoader) for file in files))
+        assert settings.keys() <= known, f"{bundle}: {settings.keys() - known}"
 
 
 def test_no_merge_is_half_done():
