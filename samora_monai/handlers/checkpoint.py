@@ -143,6 +143,7 @@ class LastCheckpoint:
     ) -> None:
         self.path = Path(path)
         self.trainer = trainer
+        self.evaluator = evaluator
         self.seed = 0
         self.objects: dict[str, Any] = {
             "model": TrainableState(network.module if isinstance(network, DistributedDataParallel) else network),
@@ -155,7 +156,7 @@ class LastCheckpoint:
             self.objects["scaler"] = scaler
 
     def start(self, resume: bool | str = False) -> None:
-        """Restore the state if asked to, seed every epoch (`EpochSeed`), and save at the end of every epoch.
+        """Restore the state if asked to, seed epochs and validations (`EpochSeed`), and save after every epoch.
 
         Call it once, in all processes, after `set_determinism`, whose seed is that of the run.
 
@@ -168,7 +169,8 @@ class LastCheckpoint:
         self.seed = torch.initial_seed()
         if flag(resume, "resume"):
             self.resume()
-        EpochSeed(self.seed).attach(self.trainer)
+        for engine in (self.trainer, self.evaluator):
+            EpochSeed(self.seed).attach(engine)
         if idist.get_rank() == 0:
             self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, RandGaussianNoised
 
@@ -139,6 +139,22 @@ def test_processes_and_epochs_draw_different_numbers(monkeypatch):
     assert len(drawn) == 6 and all(first == second for first, second in drawn.values())
     values = [value for first, _ in drawn.values() for value in first]
     assert len(set(values)) == len(values) == 6 * 7
+
+
+def test_validations_draw_the_same_numbers(build, tmp_path):
+    """So that the best metric is of the best network, not of the easiest noise; and as after a resume."""
+    run, drawn = build(tmp_path, epochs=3), []
+    transform = RandGaussianNoised(keys="image", prob=1.0)
+    run.evaluator.data_loader.dataset.transform = transform
+
+    def note(engine):
+        if engine.state.iteration == 1:
+            drawn.append((engine.state.batch[0]["image"].sum().item(), torch.rand(()).item()))
+
+    run.evaluator.add_event_handler(Events.ITERATION_COMPLETED, note)
+    run.last.start()
+    run.trainer.run()
+    assert len(drawn) == 3 and len(set(drawn)) == 1
 
 
 def test_worse_epoch_after_resume_leaves_the_best_weights(build, tmp_path):
