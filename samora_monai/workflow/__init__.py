@@ -6,7 +6,6 @@ from samora_monai.workflow.processes import (
     leave_process_group,
     own_device,
     own_share,
-    set_process_seed,
     shared_sampler,
     wrap,
 )
@@ -37,7 +36,6 @@ __all__ = [
     "print_pretraining_summary",
     "print_summary",
     "resolve_cases",
-    "set_process_seed",
     "shared_sampler",
     "start",
     "start_teacher",

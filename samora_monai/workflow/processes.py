@@ -9,7 +9,6 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from monai.data import DistributedSampler
-from monai.utils import set_determinism
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -69,11 +68,6 @@ def leave_process_group() -> None:
     """Leave the process group that `join_processes` joined, if any."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def set_process_seed(seed: int) -> None:
-    """Another seed for each process, so that their augmentations differ; call it once the networks are built."""
-    set_determinism(seed=seed + idist.get_rank())
 
 
 def wrap(network: nn.Module, device: torch.device) -> nn.Module:
