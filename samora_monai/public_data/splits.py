@@ -34,9 +34,14 @@ class Split:
 
 
 def _read(entry: dict[str, Any]) -> Split:
-    slices = {case: tuple(numbers) for case, numbers in entry.get("slices", {}).items()}
-    names = (tuple(entry[key]) for key in ("class_names", "training", "validation"))
-    return Split(entry["modality"], *names, slices, entry.get("num_slices", {}))
+    return Split(
+        modality=entry["modality"],
+        class_names=tuple(entry["class_names"]),
+        training=tuple(entry["training"]),
+        validation=tuple(entry["validation"]),
+        slices={case: tuple(numbers) for case, numbers in entry.get("slices", {}).items()},
+        num_slices=entry.get("num_slices", {}),
+    )
 
 
 _FILE = files("samora_monai.public_data") / "splits.json"  # with the source of each list
