@@ -26,7 +26,7 @@ from samora_monai.checkpoints import load_expert, load_sam
 from samora_monai.data import LoadCased, ScaleScand, ScanScaling, find_cases
 from samora_monai.errors import InputError
 from samora_monai.networks import LEVELS, build_segmenter
-from samora_monai.pretraining import MAETeacher, load_teacher
+from samora_monai.pretraining import MAETeacher, read_teacher
 from samora_monai.pretraining.distillation import EncoderFeatures
 
 GRID = QUICK.image_size // 16  # tokens in a row
@@ -91,7 +91,7 @@ def encoder_with(base: Path, experts: dict[str, Path]) -> Features:
 def patch_teacher(file: Path) -> Features:
     """The tokens of the tiny MAE."""
     teacher = MAETeacher("tiny").eval()
-    load_teacher(teacher, str(file))
+    read_teacher(teacher, str(file))
     return lambda image: teacher(image).mT.unflatten(2, (GRID, GRID))
 
 

@@ -1,6 +1,7 @@
 """Strict loading and saving of SAM, SAMed and H-SAM checkpoints and of expert, adapter and model files."""
 
 from samora_monai.checkpoints.adapters import load_adapter, save_adapter
+from samora_monai.checkpoints.expert_settings import ExpertSettings, read_expert_settings
 from samora_monai.checkpoints.experts import base_sha256, load_expert, save_expert
 from samora_monai.checkpoints.files import LoadReport
 from samora_monai.checkpoints.hsam import load_hsam, save_hsam
@@ -15,6 +16,7 @@ from samora_monai.checkpoints.sam import load_sam
 from samora_monai.checkpoints.samed import load_samed, save_samed
 
 __all__ = [
+    "ExpertSettings",
     "LoadReport",
     "ModelSettings",
     "base_sha256",
@@ -25,6 +27,7 @@ __all__ = [
     "load_sam",
     "load_samed",
     "model_in_use",
+    "read_expert_settings",
     "read_model_settings",
     "save_adapter",
     "save_expert",

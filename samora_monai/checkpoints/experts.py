@@ -1,7 +1,7 @@
-"""Expert files: one low-rank expert of the encoder, under 1 MB, with what it was made for.
+"""Expert files: one low-rank expert of the encoder, under 1 MB, and what it was trained with.
 
-``{"state_dict": {...}, "meta": "<one JSON string>"}``; keys (``blocks.0.linear_a_q.weight``) carry no level, so that a
-file fits any slot of any network on the same base.
+`{"state_dict": {...}, "meta": "<one JSON string>"}`. Keys (`blocks.0.linear_a_q.weight`) carry no level, so that a file
+fits any slot of any network on the same base. See `expert_settings` for the settings in the meta and the older format.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 from typing import Any
 
 from samora_monai import __version__
+from samora_monai.checkpoints.expert_settings import EXPERT_FORMAT, ExpertSettings
 from samora_monai.checkpoints.files import (
-    FORMAT_VERSION,
     LoadReport,
     Source,
     check_meta,
@@ -28,7 +28,7 @@ from samora_monai.networks.segmenter import Segmenter
 
 
 def base_sha256(net: Segmenter) -> str:
-    """Hash of the base encoder without its position tables, so that it is the same at every input size."""
+    """Hash the base encoder without its position tables, so that the hash is the same at every input size."""
     state = net.state_dict()
     keys = [
         k for k in base_keys(net) if k.startswith("image_encoder.") and not re.search(r"pos_embed|rel_pos_[hw]$", k)
@@ -59,32 +59,35 @@ def save_expert(
     level: str,
     teacher: str | None = None,
     base_sha256_before: str | None = None,
+    settings: ExpertSettings | None = None,
 ) -> None:
-    """Writes the expert of `level` (or the only expert of the network) to a file.
+    """Write the expert of `level`, or the only expert of the network, to a file.
 
     Args:
-        teacher: what it was taught by, kept in the file's meta.
-        base_sha256_before: `base_sha256` before the training; what the training must not change.
+        teacher: the teacher of an expert without `settings`.
+        base_sha256_before: `base_sha256` before the training, which must not change it.
+        settings: what the expert was trained with; None if its inference will never be asked for.
 
     Raises:
-        RuntimeError: the base is not what it was before.
+        RuntimeError: the base has changed.
+        InputError: the file cannot be written.
     """
     slot = _slot(net, level)
     full = net.state_dict()
     state = {ours: full[key].cpu().clone() for ours, key in _keys(net, slot).items()}
-    meta = _made_for(net)
-    if base_sha256_before not in (None, meta["base_sha256"]):
+    made_for = _made_for(net)
+    if base_sha256_before not in (None, made_for["base_sha256"]):
         raise RuntimeError(f"SAM's encoder changed while the {level} expert trained; no expert file was written")
-    meta |= {
+    meta = settings.as_dict() if settings else {"teacher": teacher}
+    meta |= made_for | {
         "kind": "expert",
         "base_sha256_before": base_sha256_before,
-        "format_version": FORMAT_VERSION,
+        "format_version": EXPERT_FORMAT,
         "level": level,
-        "alpha": meta["rank"],  # delta = alpha / rank * B A, and SAMed has no such factor
+        "alpha": made_for["rank"],  # delta = alpha / rank * B A, and SAMed has no such factor
         "targets": ["q", "v"],
         "blocks": len(net.image_encoder.blocks),
         "image_size": net.image_size,
-        "teacher": teacher,
         "sha256": sha256_of(state),
         "package_version": __version__,
     }
@@ -92,13 +95,13 @@ def save_expert(
 
 
 def load_expert(net: Segmenter, source: Source, level: str) -> LoadReport:
-    """Loads an expert file into the slot `level` of `net`, whose SAM base must be loaded already.
+    """Load an expert file into the slot `level` of `net`, whose SAM base must be loaded already.
 
     Raises:
         MissingFileError, InputError: no such file; no expert file; damaged; of another level, rank, preset or base.
     """
     slot = _slot(net, level)
-    state, meta, name = read_parts(source, "expert")
+    state, meta, name = read_parts(source, "expert", newest=EXPERT_FORMAT)
     check_meta(name, meta, {"level": level, **_made_for(net)})
     keys = _keys(net, slot)
     ours = {keys.get(key, key): value for key, value in state.items()}

@@ -119,12 +119,13 @@ def read_state(source: Source) -> tuple[dict[str, Tensor], str]:
     return _flat(content, name), name
 
 
-def read_parts(source: Source, kind: str, foreign: bool = False) -> Parts:
+def read_parts(source: Source, kind: str, foreign: bool = False, newest: int = FORMAT_VERSION) -> Parts:
     """Read an expert, adapter or teacher file, `{"state_dict", "meta"}`, and check its kind, format and checksum.
 
     Args:
         kind: `"expert"`, `"adapter"` or `"teacher"`.
         foreign: also accept files of other projects; they are read as by `read_state` and their meta is empty.
+        newest: the newest format of this kind that can be read; older ones can be read too.
 
     Returns:
         tensors, the decoded meta, and the name of the file for messages.
@@ -138,9 +139,8 @@ def read_parts(source: Source, kind: str, foreign: bool = False) -> Parts:
         raise InputError(f"checkpoint {name} ({found}, ...) is no {kind} file or a damaged one; give one of ours")
     if meta["kind"] != kind:
         raise InputError(f"checkpoint {name} is {_file_of(meta['kind'])}; expected {_file_of(kind)}")
-    if meta.get("format_version") != FORMAT_VERSION:
-        version = meta.get("format_version")
-        raise InputError(f"{kind} file {name} has format {version}, expected {FORMAT_VERSION}; update samora_monai")
+    if (version := meta.get("format_version")) not in range(1, newest + 1):
+        raise InputError(f"{kind} file {name} has format {version}, expected {newest}; update samora_monai")
     state = _tensors_only(content["state_dict"], name)
     if meta.get("sha256") != sha256_of(state):
         raise InputError(f"{kind} file {name} is damaged: its tensors do not match their checksum; get it again")

@@ -75,6 +75,7 @@ class SliceDataset(Dataset):
         cache_key: str | None = None,
     ) -> None:
         super().__init__(data, slice_transform)
+        skip_unreadable = flag(skip_unreadable, "skip_unreadable")
         if not data:
             raise InputError("there are no scans to take slices from; check --dataset_dir and its datalist")
         if not 0 < slice_fraction <= 1:

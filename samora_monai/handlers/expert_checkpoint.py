@@ -1,9 +1,9 @@
-"""The files that a pretraining leaves: the best and the last expert, the best teacher."""
+"""The files that a pretraining leaves: the best and the last expert, or the best teacher."""
 
 from __future__ import annotations
 
-import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,86 +12,95 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 
-from samora_monai.checkpoints import base_sha256, save_expert
+from samora_monai.checkpoints import ExpertSettings, base_sha256, save_expert
 from samora_monai.networks import Segmenter
 from samora_monai.pretraining.mae import MAETeacher
 from samora_monai.pretraining.simclr import SimCLRTeacher
 from samora_monai.pretraining.teacher_files import save_teacher
-from samora_monai.replacing import replacing
 
 
-class ExpertCheckpoint:
-    """Handler that writes an expert file: of a trainer after every epoch, of an evaluator when its key metric is best.
-
-    Make it after the base is loaded, whose hash it takes.
+class PretrainingCheckpoint(ABC):
+    """Handler of both engines of a pretraining; list the same object among the handlers of each.
 
     Args:
-        path: the file, e.g. `models/expert.pt`.
-        segmenter: the network that holds the expert.
-        level: `image`, `patch` or `pixel`.
-        teacher: what it is taught by, for the file's meta.
-        settings: what the expert needs to be looked at again, written beside it (see `engine.settings`).
+        best: file that is written when the key metric of the evaluator is the best so far.
+        last: file that is written after every epoch of the trainer; None for none.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        segmenter: Segmenter,
-        level: str,
-        teacher: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.path = Path(path)
-        self.segmenter = segmenter
-        self.level = level
-        self.teacher = teacher
-        self.settings = settings
-        self.base_sha256 = base_sha256(segmenter)
+    def __init__(self, best: str | os.PathLike[str], last: str | os.PathLike[str] | None = None) -> None:
+        self.best = Path(best)
+        self.last = None if last is None else Path(last)
 
     def attach(self, engine: Engine) -> None:
-        """Watch `engine`, a MONAI trainer or an evaluator with a key metric."""
-        if idist.get_rank() == 0:
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._completed)
-
-    def _completed(self, engine: Engine) -> None:
-        if not _is_due(engine):
+        """Write the files of `engine`, the trainer or the evaluator, on rank 0."""
+        if idist.get_rank() > 0:
             return
-        if self.settings is not None:
-            with replacing(self.path.with_suffix(".json")) as unfinished:
-                unfinished.write_text(json.dumps(dict(self.settings), indent=1) + "\n")
-        save_expert(self.segmenter, self.path, self.level, self.teacher, self.base_sha256)
+        if isinstance(engine, Evaluator):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
+        else:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._trained)
+
+    def _trained(self, engine: Engine) -> None:
+        if self.last is not None:
+            self.save(self.last, engine)
+
+    def _validated(self, engine: Evaluator) -> None:
+        if engine.state.best_metric_epoch == engine.state.epoch:
+            self.save(self.best, engine)
+            engine.state.saved_epoch = engine.state.epoch  # for ValidationLog
+
+    @abstractmethod
+    def save(self, path: Path, engine: Engine) -> None:
+        """Write the file `path`."""
 
 
-class TeacherCheckpoint:
-    """Evaluator handler that writes the teacher file when the key metric is the best so far.
+class ExpertCheckpoint(PretrainingCheckpoint):
+    """Writes the best and the last expert file. The base must not change from the start of the training on.
+
+    Args:
+        folder: folder of `expert.pt` and `expert_last.pt`, e.g. `models`.
+        segmenter: the network that holds the expert.
+        settings: what the expert is trained with.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], segmenter: Segmenter, settings: ExpertSettings) -> None:
+        super().__init__(Path(folder) / "expert.pt", Path(folder) / "expert_last.pt")
+        self.segmenter = segmenter
+        self.settings = settings
+        self.base_sha256: str | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Also hash the base when the trainer starts."""
+        super().attach(engine)
+        if idist.get_rank() == 0 and not isinstance(engine, Evaluator):
+            engine.add_event_handler(Events.STARTED, self._started)
+
+    def _started(self, engine: Engine) -> None:
+        self.base_sha256 = base_sha256(self.segmenter)
+
+    def save(self, path: Path, engine: Engine) -> None:
+        """Write the expert as it is now."""
+        save_expert(
+            self.segmenter, path, self.settings.level, base_sha256_before=self.base_sha256, settings=self.settings
+        )
+
+
+class TeacherCheckpoint(PretrainingCheckpoint):
+    """Writes the best teacher file.
 
     Args:
         path: the file, e.g. `models/teacher.pt`.
         teacher: the teacher itself, not the module that pretrains it.
-        meta: what people may want to know of the file later.
+        meta: further facts to keep in the file.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], teacher: SimCLRTeacher | MAETeacher, meta: Mapping[str, Any]
     ) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self.teacher = teacher
         self.meta = dict(meta)
 
-    def attach(self, engine: Evaluator) -> None:
-        """Watch `engine`, a MONAI evaluator with a key metric."""
-        if idist.get_rank() == 0:
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._completed)
-
-    def _completed(self, engine: Evaluator) -> None:
-        if _is_due(engine):
-            save_teacher(self.teacher, self.path, epoch=engine.state.epoch, **self.meta)
-
-
-def _is_due(engine: Engine) -> bool:
-    if not isinstance(engine, Evaluator):
-        return True
-    due = engine.state.best_metric_epoch == engine.state.epoch
-    if due:
-        engine.state.saved_epoch = engine.state.epoch  # for ValidationLog
-    return due
+    def save(self, path: Path, engine: Engine) -> None:
+        """Write the teacher as it is now, with the epoch."""
+        save_teacher(self.teacher, path, epoch=engine.state.epoch, **self.meta)

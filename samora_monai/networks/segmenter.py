@@ -122,6 +122,10 @@ class Segmenter(StrictlyLoaded):
         """`[B, in_channels, H, W]` in [0, 1] -> `[B, num_classes, S/4, S/4]`, of the first decoder."""
         return self.stage_logits(x)[0]
 
+    def encode(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
+        """`[B, in_channels, H, W]` in [0, 1] -> tokens `[B, S/16, S/16, dim]` after each of `blocks`, as `tokens`."""
+        return self.image_encoder.tokens(self.preprocess(x), blocks)
+
     def preprocess(self, x: Tensor) -> Tensor:
         """`[B, in_channels, H, W]` in [0, 1] -> the encoder's input `[B, 3, S, S]`."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:

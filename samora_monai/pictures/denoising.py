@@ -1,4 +1,4 @@
-"""What the pixel expert learned: noisy slices, and what the encoder and the decoder make of them."""
+"""Pictures of the pixel expert: slices clean, noisy, and denoised by encoder and decoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from samora_monai.pictures.panels import Panel, save_panels
 
 
 class FixedNoised(MapTransform):
-    """Add Gaussian noise that is the same in every run, for every case of one shape and on every machine.
+    """Add Gaussian noise that is the same in every run and for all cases of one shape.
 
     Args:
         keys: keys of tensors.
@@ -45,10 +45,10 @@ class FixedNoised(MapTransform):
 
 
 def likeness(pictures: Tensor, clean: Tensor) -> tuple[list[float], list[float]]:
-    """PSNR in dB and SSIM of each picture, as it is shown: clipped to [0, 1].
+    """PSNR, in dB, and SSIM of each picture, clipped to [0, 1] as it is shown.
 
     Args:
-        pictures, clean: ``[K, 1, H, W]``.
+        pictures, clean: `[K, 1, H, W]`.
     """
     shown = pictures.clamp(0, 1)
     psnr = PSNRMetric(max_val=1.0)(y_pred=shown, y=clean)
@@ -59,14 +59,14 @@ def likeness(pictures: Tensor, clean: Tensor) -> tuple[list[float], list[float]]
 class DenoisingPictures(ExpertPictures):
     """Handler that draws three slices of a case: clean, noisy and denoised.
 
-    The evaluator's output holds the noisy image, the clean label and the denoised prediction, each ``[1, X, Y, K]``.
+    The evaluator's output holds the noisy image, the clean label and the denoised prediction, each `[1, X, Y, K]`.
 
     Args:
-        output_dir: folder of the pictures ``<case>.png``.
+        output_dir: folder of the pictures `<case>.png`.
     """
 
     def draw(self, path: Path, case: Mapping[str, Any], output: Mapping[str, Any]) -> str:
-        """See `ExpertPictures`; the words are means over the slices."""
+        """See `ExpertPictures`; the scores in the log are means over the slices."""
         noisy, clean, denoised = (output[key].movedim(-1, 0).cpu() for key in (Keys.IMAGE, Keys.LABEL, Keys.PRED))
         scores = [likeness(pictures, clean) for pictures in (noisy, denoised)]
         width, height = case["extent"].tolist()

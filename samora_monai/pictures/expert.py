@@ -1,10 +1,11 @@
-"""What the pictures of all three experts have in common: which cases, which of their slices, how they are shown.
+"""Common parts of the pictures of the three experts: the cases, their slices, orientation, log lines.
 
-Slices reach the network as in training, cut from RAS volumes along Z, and are shown as radiologists look at them.
+The network takes slices as in training, cut from RAS volumes along Z; pictures are in radiological orientation.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from abc import ABC, abstractmethod
@@ -31,19 +32,21 @@ from samora_monai.networks import Segmenter
 from samora_monai.networks.image_encoder import Block
 from samora_monai.networks.segmenter import resize_image
 
-QUARTILES = (0.25, 0.5, 0.75)  # where in a case's content its three slices lie
-MIN_CONTENT = 0.05  # a slice with less of it above `CONTENT_ABOVE` tells nothing; the default of training
+logger = logging.getLogger(__name__)
+
+QUARTILES = (0.25, 0.5, 0.75)  # positions of the three slices of a case in its content
+MIN_CONTENT = 0.05  # least part of a slice above `CONTENT_ABOVE`; the default of training
 
 
 def find_cases_to_show(dataset_dir: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """The scans and pictures at `dataset_dir`, those that a datalist holds out too.
+    """Find all scans and pictures in `dataset_dir`, including those that a datalist holds out.
 
     Returns:
-        ``{"image": path, "path": path, "format": name, "case": name}`` each, sorted by path; the case is the path below
-        `dataset_dir` without its suffix.
+        `{"image": path, "path": path, "format": name, "case": name}` each, sorted by path; the case is the path below
+        `dataset_dir` without suffix.
 
     Raises:
-        MissingFileError, InputError: as `find_unlabeled`; two cases have one name.
+        MissingFileError, InputError: as `find_unlabeled`; two cases have the same name.
     """
     root = absolute(dataset_dir)
     found = find_unlabeled(root, validation_fraction=0)
@@ -59,11 +62,11 @@ def find_cases_to_show(dataset_dir: str | os.PathLike[str]) -> list[dict[str, st
     return list(named.values())
 
 
-def telling_slices(volume: Tensor) -> list[int]:
-    """Slice numbers at 25, 50 and 75 % of a volume's content; fewer where it has fewer slices.
+def content_slices(volume: Tensor) -> list[int]:
+    """Slice numbers at 25, 50 and 75 % of the slices of a volume that have content; fewer if it has fewer slices.
 
     Args:
-        volume: ``[1, X, Y, Z]`` in [0, 1].
+        volume: `[1, X, Y, Z]` in [0, 1].
     """
     plain = convert_to_tensor(volume, track_meta=False)
     content = (plain[0] > CONTENT_ABOVE).sum((0, 1)) >= MIN_CONTENT * plain[0, ..., 0].numel()  # [Z]
@@ -72,22 +75,22 @@ def telling_slices(volume: Tensor) -> list[int]:
 
 
 def extent_of(volume: MetaTensor) -> tuple[float, float]:
-    """Width and height in mm of the slices of a RAS volume ``[1, X, Y, Z]``."""
+    """Width and height, in mm, of the slices of a RAS volume `[1, X, Y, Z]`."""
     spacing = volume.pixdim.tolist()
     return spacing[0] * volume.shape[1], spacing[1] * volume.shape[2]
 
 
 def upright(picture: Tensor | np.ndarray) -> np.ndarray:
-    """``[..., X, Y]`` of a RAS volume -> ``[..., H, W]`` with the front on top and the patient's right at the left."""
+    """`[..., X, Y]` of a RAS volume -> `[..., H, W]` with anterior at the top and the patient's right on the left."""
     return np.asarray(picture)[..., ::-1, ::-1].swapaxes(-1, -2)
 
 
 class PickSlicesd(MapTransform):
-    """Keep the `telling_slices` of a volume; their numbers go to ``"slices"``, width and height to ``"extent"``.
+    """Keep the `content_slices` of a volume; store their numbers as `"slices"`, and width and height as `"extent"`.
 
     Args:
-        keys: one key of a RAS volume in [0, 1].
-        image_size: resize them to this side, as `SliceDataset` does for training.
+        keys: key of a RAS volume in [0, 1].
+        image_size: side that slices are resized to, as `SliceDataset` does for training.
     """
 
     def __init__(self, keys: KeysCollection = "image", image_size: int | None = None) -> None:
@@ -95,11 +98,11 @@ class PickSlicesd(MapTransform):
         self.image_size = image_size
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
-        """``[1, X, Y, Z]`` -> a plain tensor ``[1, X, Y, 3]``, or ``[1, S, S, 3]``."""
+        """`[1, X, Y, Z]` -> a plain tensor `[1, X, Y, 3]`, or `[1, S, S, 3]`."""
         d = dict(data)
         key = cast(Hashable, self.first_key(d))
         volume: MetaTensor = d[key]
-        d["slices"] = np.array(telling_slices(volume))
+        d["slices"] = np.array(content_slices(volume))
         d["extent"] = np.array(extent_of(volume))
         picked = volume.as_tensor()[..., torch.from_numpy(d["slices"])]
         if self.image_size is not None:
@@ -109,7 +112,7 @@ class PickSlicesd(MapTransform):
 
 
 class PictureLog:
-    """Where the pictures go, and a line for each of them: `[3/12] ct_003.nii.gz -> eval/ct_003.png  4.2 s  ...`.
+    """Paths of the pictures, and a log line for each: `[3/12] ct_003.nii.gz -> eval/ct_003.png  4.2 s  ...`.
 
     Args:
         output_dir: folder of the pictures.
@@ -120,21 +123,21 @@ class PictureLog:
         self.start()
 
     def start(self) -> None:
-        """The first case begins."""
+        """Start the clock of the first case."""
         self.since = time.monotonic()
 
     def path_of(self, case: str) -> Path:
-        """The picture of a case."""
+        """The path of the picture of a case."""
         return self.output_dir / f"{case}.png"
 
     def done(self, index: int, count: int, scan: str, case: str, words: str) -> None:
-        """A picture is written, and the next case begins."""
+        """Log that a picture is written, and start the clock of the next case."""
         seconds, self.since = time.monotonic() - self.since, time.monotonic()
-        print(f"[{index}/{count}] {scan} -> {self.path_of(case)}  {seconds:.1f} s  {words}", flush=True)
+        logger.info(f"[{index}/{count}] {scan} -> {self.path_of(case)}  {seconds:.1f} s  {words}")
 
 
 class ExpertPictures(ABC):
-    """Evaluator handler that draws ``<output_dir>/<case>.png`` as soon as a case is through the network.
+    """Evaluator handler that draws `<output_dir>/<case>.png` after each case.
 
     Args:
         output_dir: folder of the pictures.
@@ -161,18 +164,18 @@ class ExpertPictures(ABC):
         """Write the picture of one case.
 
         Args:
-            path: where to.
-            case: what the preprocessing left, above all its ``case``, ``slices`` ``[K]`` and ``extent`` ``[2]``.
-            output: ``image``, ``label`` and ``pred`` of the evaluator, without the batch's axis.
+            path: of the picture.
+            case: the preprocessed item, with `case`, `slices` `[K]` and `extent` `[2]`.
+            output: `image`, `label` and `pred` of the evaluator, without the batch axis.
 
         Returns:
-            what it shows, in words for the terminal.
+            a description of the result, for the log.
         """
 
 
 @contextmanager
 def without_experts(segmenter: Segmenter) -> Iterator[None]:
-    """The encoder answers as its base alone does, without the experts' deltas, until the block ends."""
+    """Remove the experts from the encoder within the block, so that it computes its base alone."""
     attentions = [cast(Block, block).attn for block in segmenter.image_encoder.blocks]
     experts = [attention.experts for attention in attentions]
     try:

@@ -1,7 +1,7 @@
-"""What the image expert learned: which slices of other patients it takes for the most similar ones.
+"""Pictures of the image expert: the slices of other cases with the most similar features.
 
-Similarity is the cosine between pooled features after the mean over all slices is taken away, without which every
-slice would be similar to every other.
+Similarity is the cosine between pooled features minus their mean over all slices; without the subtraction, all slices
+would be similar.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from tqdm import tqdm
 
 from samora_monai.errors import InputError
 from samora_monai.networks.segmenter import resize_image
-from samora_monai.pictures.expert import PictureLog, extent_of, telling_slices, upright
+from samora_monai.pictures.expert import PictureLog, content_slices, extent_of, upright
 from samora_monai.pictures.panels import Panel, save_panels
 
 NEIGHBOURS = 4
 THUMBNAIL = 128  # pixels, of both sides
-SAME_PLACE = 0.1  # slices of one case that are nearer than this part of it show the same again
+SAME_PLACE = 0.1  # slices of a case that are closer than this fraction of it look alike
 
 
 @dataclass(frozen=True)
 class GalleryCase:
-    """What is kept of a case.
+    """The features and thumbnails of a case.
 
     Args:
         name, path: of the case.
-        features: of its slices, ``[Z, dim]``.
-        thumbnails: its slices ``[Z, H, W]``, upright, uint8.
+        features: of its slices, `[Z, dim]`.
+        thumbnails: its slices `[Z, H, W]`, upright, uint8.
         extent: width and height of a slice in mm.
-        queries: the slices to find neighbours for.
+        queries: the slices whose neighbours are shown.
     """
 
     name: str
@@ -51,39 +51,39 @@ class GalleryCase:
     queries: tuple[int, ...]
 
     def place(self, index: int) -> str:
-        """What to call slice `index`."""
-        return f"slice {index}" if len(self.features) > 1 else ""  # a picture has no slices
+        """The name of slice `index`, empty for a picture."""
+        return f"slice {index}" if len(self.features) > 1 else ""
 
     def panel(self, index: int, words: str, query: bool = False) -> Panel:
-        """Slice `index`, under the case's name, its place and `words`."""
+        """Slice `index`, titled with the case, the slice and `words`."""
         name = self.name if len(self.name) <= 24 else f"{self.name[:11]}...{self.name[-10:]}"
         below = "  ".join(filter(None, (self.place(index), words)))
         return Panel(self.thumbnails[index].numpy() / 255, f"{name}\n{below}", self.extent, marked=query)
 
 
 def directions(features: Sequence[Tensor]) -> list[Tensor]:
-    """Features of the slices of each case, ``[Z, dim]``, to unit vectors from their common mean."""
+    """Unit vectors, `[Z, dim]` for each case, from the common mean of the features to the features of its slices."""
     mean = torch.cat(list(features)).mean(0)
     return [F.normalize(f - mean, dim=1) for f in features]
 
 
 def nearest_slices(units: Sequence[Tensor], case: int, index: int) -> list[tuple[int, int, float]]:
-    """The slices most similar to slice `index` of case `case`, in different places of other cases.
+    """Find the slices of other cases that are most similar to slice `index` of case `case`.
 
-    A slice that lies nearer than a tenth of its case to one already found is passed over: it would show the same again.
-    If there is one case only, its own slices at that distance from the query count.
+    Skips a slice that is closer than a tenth of its case to one already found. If there is only one case, its slices at
+    that distance from the query are considered.
 
     Args:
         units: `directions` of all cases.
 
     Returns:
-        case, slice and similarity in [-1, 1] of at most four, the most similar first.
+        case, slice and similarity in [-1, 1] of up to four slices, the most similar first.
     """
     alone = len(units) == 1
     query = units[case][index]
     places = [(c, z) for c, unit in enumerate(units) if alone or c != case for z in range(len(unit))]
     similarity = torch.cat([unit @ query for c, unit in enumerate(units) if alone or c != case])
-    passed = {(case, index)} if alone else set()  # slices whose surroundings are taken
+    passed = {(case, index)} if alone else set()  # slices whose surroundings are skipped
     found: list[tuple[int, int, float]] = []
     for i in similarity.argsort(descending=True, stable=True).tolist():
         c, z = places[i]
@@ -100,11 +100,11 @@ class NeighbourPictures:
     """Evaluator handler that draws three slices of every case, each beside its `nearest_slices`.
 
     Since a neighbour may be in any case, the pictures follow when all cases are through the network; until then their
-    features and thumbnails are kept, 20 KB for a slice. The evaluator's output holds the image ``[1, X, Y, Z]``, RAS,
-    in [0, 1], and the pooled features ``[dim, Z]``.
+    features and thumbnails are kept, 20 KB for a slice. The evaluator's output holds the image `[1, X, Y, Z]`, RAS,
+    in [0, 1], and the pooled features `[dim, Z]`.
 
     Args:
-        output_dir: folder of the pictures ``<case>.png``.
+        output_dir: folder of the pictures `<case>.png`.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str]) -> None:
@@ -132,7 +132,7 @@ class NeighbourPictures:
                     features=output[Keys.PRED].T.float().cpu(),
                     thumbnails=thumbnails(image),
                     extent=extent_of(image),
-                    queries=tuple(telling_slices(image)),
+                    queries=tuple(content_slices(image)),
                 )
             )
         self.bar.update()
@@ -159,7 +159,7 @@ class NeighbourPictures:
 
 
 def thumbnails(volume: Tensor) -> Tensor:
-    """RAS volume ``[1, X, Y, Z]`` in [0, 1] -> upright slices ``[Z, 128, 128]``, uint8."""
+    """RAS volume `[1, X, Y, Z]` in [0, 1] -> upright slices `[Z, 128, 128]`, uint8."""
     slices = convert_to_tensor(volume, track_meta=False).movedim(-1, 0)  # [Z, 1, X, Y]
     small = [(255 * resize_image(s[None], (THUMBNAIL, THUMBNAIL))).round().to("cpu", torch.uint8) for s in slices]
     return torch.from_numpy(upright(torch.cat(small)[:, 0]).copy())

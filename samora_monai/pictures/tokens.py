@@ -1,7 +1,7 @@
-"""What the patch expert learned: the tokens of a slice as colours, with the expert and without it.
+"""Pictures of the patch expert: the tokens of a slice as colours, with the expert and without.
 
-The first three principal components of the tokens are red, green and blue, as in DINOv2
-(https://arxiv.org/abs/2304.07193): tokens that the network takes for alike have one colour.
+Red, green and blue are the first three principal components of the tokens, as in DINOv2
+(https://arxiv.org/abs/2304.07193): similar tokens have similar colours.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from samora_monai.networks.segmenter import resize_image
 from samora_monai.pictures.expert import ExpertPictures, upright, without_experts
 from samora_monai.pictures.panels import Panel, save_panels
 
-PERCENTILES = (0.01, 0.99)  # of a component, that become 0 and 1
+PERCENTILES = (0.01, 0.99)  # of a component, which become 0 and 1
 
 
 class WithAndWithoutInferer(SliceStackInferer):
-    """The network's answers to every slice, and those that it would give without its experts.
+    """Apply a network to every slice, with its experts and without them.
 
     Args:
-        segmenter: the part of the network that has experts.
+        segmenter: the part of the network that holds the experts.
         batch_size: slices in one forward pass.
     """
 
@@ -36,7 +36,7 @@ class WithAndWithoutInferer(SliceStackInferer):
         self.segmenter = segmenter
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """``[B, C, X, Y, Z]`` in [0, 1] -> ``[B, 2, ..., Z]``, with and without."""
+        """`[B, C, X, Y, Z]` in [0, 1] -> `[B, 2, ..., Z]`, with and without."""
         expert = super().__call__(inputs, network, *args, **kwargs)
         with without_experts(self.segmenter):
             base = super().__call__(inputs, network, *args, **kwargs)
@@ -44,16 +44,16 @@ class WithAndWithoutInferer(SliceStackInferer):
 
 
 def principal_colors(tokens: Tensor, brightness: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens to colours by their first three principal components.
+    """Map tokens to colours by their first three principal components.
 
-    A component has no sign of its own: here it grows with the brightness of the tokens' places.
+    The sign of a component, which is arbitrary, is chosen so that it increases with the brightness at the tokens.
 
     Args:
-        tokens: ``[K, dim, h, w]``, of K slices that share the components.
-        brightness: ``[K, h, w]``.
+        tokens: `[K, dim, h, w]`, of K slices, which share the components.
+        brightness: `[K, h, w]`.
 
     Returns:
-        RGB ``[K, h, w, 3]`` in [0, 1], and the part of the variance in each component ``[3]``.
+        RGB `[K, h, w, 3]` in [0, 1], and the fraction of the variance in each component `[3]`.
     """
     t = tokens.permute(0, 2, 3, 1).flatten(0, 2).double()  # [N, dim]
     t = t - t.mean(0)
@@ -70,15 +70,15 @@ def principal_colors(tokens: Tensor, brightness: Tensor) -> tuple[Tensor, Tensor
 class TokenPictures(ExpertPictures):
     """Handler that draws three slices of a case: the slice, its tokens with the expert, and without.
 
-    The evaluator's output holds the slices ``[1, X, Y, K]`` and the tokens ``[2, dim, g, g, K]`` of
-    `WithAndWithoutInferer`; each of the two has its own components, so that colours compare within a column only.
+    The evaluator's output holds the slices `[1, X, Y, K]` and the tokens `[2, dim, g, g, K]` of
+    `WithAndWithoutInferer`; each of the two has its own components; compare colours only within a column.
 
     Args:
-        output_dir: folder of the pictures ``<case>.png``.
+        output_dir: folder of the pictures `<case>.png`.
     """
 
     def draw(self, path: Path, case: Mapping[str, Any], output: Mapping[str, Any]) -> str:
-        """See `ExpertPictures`; the words tell how much the expert changed the tokens."""
+        """See `ExpertPictures`; the log states how much the expert changes the tokens."""
         slices = output[Keys.IMAGE].movedim(-1, 0).cpu()  # [K, 1, X, Y]
         both = output[Keys.PRED].movedim(-1, 1).float().cpu()  # [2, K, dim, g, g]
         brightness = resize_image(slices, (both.shape[-2], both.shape[-1]))[:, 0]
@@ -94,7 +94,7 @@ class TokenPictures(ExpertPictures):
                 row.append(Panel(picture, name if k == 0 else "", (width, height), smooth=False))
             rows.append(row)
         save_panels(path, rows, f"{case['case']}: principal components of the tokens")
-        expert, base = both - both.mean((1, 3, 4), keepdim=True)  # what all tokens share tells none of them apart
+        expert, base = both - both.mean((1, 3, 4), keepdim=True)  # without the mean over all tokens
         change = float((expert - base).norm() / base.norm())
         shown = " and ".join(f"{part.sum():.0%}" for part in parts)
         return f"expert moves tokens by {change:.0%} of their spread; colours show {shown} of the variance"

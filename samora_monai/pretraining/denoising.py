@@ -1,10 +1,10 @@
-"""Denoising: the pixel expert learns to let SAM's encoder keep what a U-Net decoder needs to undo noise (SAMora).
+"""Denoising: the pretext task of the pixel expert (SAMora, ICCV 2025). A U-Net decoder removes noise from SAM's tokens.
 
     L = 1/n sum_i || D(G(x_i + sigma eps)) - x_i ||^2        (x in [0, 1], G the encoder with its expert, D the decoder)
 
 The decoder is UNETR's (https://arxiv.org/abs/2103.10504, MONAI's blocks) in two dimensions.
-Differs from UNETR, and from a U-Net, in: nothing leads from the image to the output but the encoder. A skip from the
-noisy image would let the decoder denoise alone, and the expert would learn nothing.
+Differs from UNETR, and from a U-Net, in: no skip connection from the image to the output. With one, the decoder could
+denoise alone, and the expert would learn nothing.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from samora_monai.networks import Segmenter
 
 
 class UNETRDecoder(nn.Module):
-    """Four token grids of an encoder to an image sixteen times as large.
+    """Decode four token grids of an encoder to an image sixteen times as large.
 
     Args:
         dim: width of the tokens.
-        feature_size: channels of the last layer, doubled at every coarser level; 32 gives 5.4 M parameters on vit_b.
+        feature_size: channels of the last layer, doubled at each coarser level; 32 gives 5.4 M parameters on vit_b.
     """
 
     def __init__(self, dim: int, feature_size: int = 32) -> None:
@@ -51,7 +51,7 @@ class UNETRDecoder(nn.Module):
         self.last = nn.Sequential(nn.ConvTranspose2d(2 * n, n, 2, stride=2), nn.GELU(), nn.Conv2d(n, 1, 1))
 
     def forward(self, tokens: list[Tensor]) -> Tensor:
-        """``[B, h, w, dim]`` of four depths, the deepest last -> ``[B, 1, 16 h, 16 w]``."""
+        """`[B, h, w, dim]` of four depths, the deepest last -> `[B, 1, 16 h, 16 w]`."""
         *shallow, x = (t.permute(0, 3, 1, 2) for t in tokens)
         for up, skip, t in zip(self.ups, self.skips, reversed(shallow), strict=True):
             x = up(x, skip(t))
@@ -59,12 +59,12 @@ class UNETRDecoder(nn.Module):
 
 
 class DenoisingStudent(nn.Module):
-    """D(G(x)): SAM's encoder with one expert, tapped after each quarter of its depth, and the decoder.
+    """D(G(x)): SAM's encoder with one expert, and the decoder on its tokens after each quarter of its depth.
 
-    The taps are the global-attention blocks of SAM's presets.
+    These are the global-attention blocks of SAM's presets.
 
     Args:
-        segmenter: a network of `build_segmenter` with one expert and ``train="experts"``.
+        segmenter: a network of `build_segmenter` with one expert and `train="experts"`.
         feature_size: of the decoder.
     """
 
@@ -76,25 +76,26 @@ class DenoisingStudent(nn.Module):
         self.decoder = UNETRDecoder(encoder.embed_dim, feature_size)
 
     def describe(self) -> str:
-        """One line for people: what is built."""
+        """Describe the network in one line."""
         return f"{self.segmenter.describe_encoder()}; U-Net decoder on blocks {', '.join(map(str, self.taps))}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Noisy images ``[B, in_channels, H, W]`` of clean ones in [0, 1] -> clean ``[B, 1, H, W]``, not clipped."""
-        clean = self.decoder(self.segmenter.image_encoder.tokens(self.segmenter.preprocess(x), self.taps))
+        """`[B, in_channels, H, W]`, in [0, 1] plus noise -> denoised `[B, 1, H, W]`, not clipped."""
+        clean = self.decoder(self.segmenter.encode(x, self.taps))
         if clean.shape[-2:] == x.shape[-2:]:
             return clean
         return F.interpolate(clean, x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class DenoisingLoss(nn.Module):
-    """``(1 - w) MSE + w (1 - Dice)`` on images in [0, 1].
+    """`(1 - w) MSE + w (1 - Dice)` on images in [0, 1].
 
-    The Dice ``2 sum(p t) / (sum(p^2) + sum(t^2))`` of each image has its maximum at p = t. The research release's 0.9
-    of a Dice with plain sums on standardised images has not: there, the brightest 1 % alone beats the perfect answer.
+    The Dice `2 sum(p t) / (sum(p^2) + sum(t^2))` of each image has its maximum at p = t. The loss of the research
+    release, w = 0.9 and a Dice with plain sums on standardised images, does not: there, a prediction of the brightest
+    1 % alone scores better than the clean image.
 
     Args:
-        dice_weight: w; 0 is the mean squared error alone.
+        dice_weight: w, 0 to 1; 0 is the mean squared error alone.
 
     Raises:
         InputError: w is not in [0, 1].
@@ -108,7 +109,7 @@ class DenoisingLoss(nn.Module):
         self.dice = DiceLoss(squared_pred=True)
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
-        """pred, target: ``[B, 1, H, W]`` -> scalar."""
+        """pred, target: `[B, 1, H, W]` -> scalar."""
         pred, target = pred.float(), target.float()
         mse = F.mse_loss(pred, target)
         if not self.dice_weight:

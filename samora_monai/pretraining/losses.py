@@ -1,4 +1,4 @@
-"""The losses of the teachers' own pretraining: SimCLR's contrastive one and MAE's reconstruction."""
+"""The losses of the teachers' own pretraining: SimCLR's contrastive loss and MAE's reconstruction loss."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from torch import Tensor, nn
 from samora_monai.errors import InputError
 from samora_monai.networks.segmenter import resize_image
 from samora_monai.pretraining.mae import normalise, patchify
+from samora_monai.settings import flag
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
     """The normalised, temperature-scaled cross-entropy of SimCLR (https://arxiv.org/abs/2002.05709), in float32.
 
     With s the cosine of two projections and (i, j) the two views of an image, over all 2 N projections:
-    ``mean_i -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) )``. SimCLR's code adds its two directions instead, which
-    is twice this mean. A single image has no negatives, and a loss of 0.
+    `mean_i -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) )`. SimCLR's code adds its two directions instead, which
+    is twice this mean. A single image has no negatives and a loss of 0.
 
-    Under DistributedDataParallel every process compares with the negatives of its own batch only; SimCLR gathers those
-    of all processes.
+    Differs from `monai.losses.ContrastiveLoss` in: float32 under any autocast, log space, and memory of
+    [2 N, 2 N], not [2 N, 2 N, D]. Differs from SimCLR in: under DistributedDataParallel the negatives of a process are
+    those of its own batch, not those of all processes.
 
     Args:
-        z1, z2: ``[N, D]``, projections of the first and second views, of any length.
+        z1, z2: `[N, D]`, projections of the first and second views, of any length.
         temperature: t; 0.1 in SimCLRv2.
     """
-    with torch.autocast(z1.device.type, enabled=False):  # cosines in bfloat16, over 0.1, would be off by 2 %
+    with torch.autocast(z1.device.type, enabled=False):  # in bfloat16, cosines over 0.1 have an error of 2 %
         z = F.normalize(torch.cat([z1, z2]).float(), dim=1)
         logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))  # [2 N, 2 N]
         return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z1)))
@@ -50,8 +52,8 @@ class NTXentLoss(nn.Module):
     def forward(self, z: Tensor, target: object = None) -> Tensor:
         """
         Args:
-            z: ``[B, 2, D]``, the projections of both views of each image.
-            target: not used: the views are each other's.
+            z: `[B, 2, D]`, the projections of both views of each image.
+            target: not used; each view is the target of the other.
 
         Returns:
             a scalar.
@@ -60,22 +62,22 @@ class NTXentLoss(nn.Module):
 
 
 class MaskedReconstructionLoss(nn.Module):
-    """MAE's loss (https://arxiv.org/abs/2111.06377): the mean square error per patch, over the masked patches only.
+    """MAE's loss (https://arxiv.org/abs/2111.06377): the mean squared error of the masked patches.
 
     Args:
-        norm_pix: patches of the target at mean 0 and unbiased variance 1, each; as the public ``pretrain`` files were
-            trained. False: pixels normalised with ImageNet's statistics.
+        norm_pix: standardise each patch of the target to mean 0 and unbiased variance 1, as for the public `pretrain`
+            files. False: normalise pixels by ImageNet's statistics.
     """
 
-    def __init__(self, norm_pix: bool = True) -> None:
+    def __init__(self, norm_pix: bool | str = True) -> None:
         super().__init__()
-        self.norm_pix = norm_pix
+        self.norm_pix = flag(norm_pix, "norm_pix")
 
     def forward(self, pred: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
         """
         Args:
-            pred: `MAETeacher.masked`'s prediction ``[B, N, P P 3]`` and mask ``[B, N]``, 1 where taken away.
-            target: the image ``[B, 1 or 3, H, W]`` in [0, 1], any H and W, as the network got it.
+            pred: the prediction `[B, N, P P 3]` and the mask `[B, N]`, 1 where masked, of `MAETeacher.masked`.
+            target: the input of the network, `[B, 1 or 3, H, W]` in [0, 1], any H and W.
 
         Returns:
             a scalar, computed in float32.

@@ -1,10 +1,10 @@
 """The masked autoencoder: the teacher of the patch level.
 
-MAE (https://arxiv.org/abs/2111.06377). Parameter names and shapes are those of facebookresearch/mae, so its files load
-without a map; the code is our own (theirs is CC-BY-NC 4.0, and so are the weights).
+MAE (https://arxiv.org/abs/2111.06377). Names and shapes of parameters are those of facebookresearch/mae, so that its
+files load without renaming; the code is our own (theirs is CC-BY-NC 4.0, as are the weights).
 
-Differs from that code in: position tables are buffers; images are normalised here, from [0, 1]; attention is PyTorch's
-fused one.
+Differs from that code in: position tables are buffers; the network normalises images, from [0, 1]; attention is
+PyTorch's fused attention.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(x: Tensor) -> Tensor:
-    """``[B, 1 or 3, H, W]`` in [0, 1] -> ``[B, 3, H, W]`` with ImageNet's statistics; grey is repeated."""
+    """`[B, 1 or 3, H, W]` in [0, 1] -> `[B, 3, H, W]`, normalised by ImageNet's statistics; grey is repeated."""
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise InputError(f"expected images [B, 1 or 3, H, W], got {list(x.shape)}")
     channels = x.expand(-1, 3, -1, -1).unbind(1)
-    # plain numbers instead of tensors: right on every device, and nothing has to be copied there
+    # numbers instead of tensors, which would have to be copied to the device
     return torch.stack([(c - m) / s for c, m, s in zip(channels, IMAGENET_MEAN, IMAGENET_STD, strict=True)], 1)
 
 
 def patchify(x: Tensor, patch_size: int) -> Tensor:
-    """``[B, C, H, W]`` -> ``[B, N, P P C]``: patches row by row, the numbers of each in the order (p, q, c)."""
+    """`[B, C, H, W]` -> `[B, N, P P C]`: patches row by row, the values of each in the order (p, q, c)."""
     patches = x.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # [B, C, h, P, w, P]
     return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def sincos_positions(grid: int, dim: int) -> Tensor:
-    """The fixed table ``[1, 1 + grid^2, dim]``, the class token's row zero.
+    """The fixed position table `[1, 1 + grid^2, dim]`; the row of the class token is zero.
 
-    The first half of the numbers says the column, the second the row, each as ``[sin(p w_k), cos(p w_k)]`` with
-    ``w_k = 10000^(-k / (dim / 4))``.
+    The first half of the channels encodes the column, the second the row, each as `[sin(p w_k), cos(p w_k)]` with
+    `w_k = 10000^(-k / (dim / 4))`.
     """
     quarter = dim // 4
     omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -78,7 +78,7 @@ def sincos_positions(grid: int, dim: int) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """``[B, 3, H, W]`` -> a token for each patch, ``[B, N, C]``, row by row."""
+    """`[B, 3, H, W]` -> one token per patch, `[B, N, C]`, row by row."""
 
     def __init__(self, dim: int, patch_size: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of ``[B, N, C]``."""
+    """Multi-head self-attention of `[B, N, C]`."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers, the inner four times as wide, with GELU between them."""
+    """Two linear layers with GELU between them; the hidden layer is four times as wide."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Block(nn.Module):
 
 
 class MAETeacher(nn.Module):
-    """A vision transformer that learned to fill in masked patches: what each patch shows, in its context.
+    """A vision transformer, pretrained to reconstruct masked patches; its features are the tokens of all patches.
 
     Args:
         preset: name in `MAE_PRESETS`, or a dict of the same sizes.
@@ -177,7 +177,7 @@ class MAETeacher(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Of MAE: Xavier-uniform matrices, that of the patches too, tokens at std 0.02, biases zero."""
+        """Initialise as MAE: Xavier-uniform matrices, patch embedding included; tokens with std 0.02; biases zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -187,19 +187,19 @@ class MAETeacher(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Unmasked: ``[B, 1 or 3, H, W]`` in [0, 1], any H and W -> tokens ``[B, N, out_dim]``, row by row, no CLS."""
+        """Unmasked: `[B, 1 or 3, H, W]` in [0, 1], any H and W -> tokens `[B, N, out_dim]`, row by row, without CLS."""
         return self._encode(self._embed(x))[:, 1:]
 
     def masked(self, x: Tensor, mask_ratio: float = 0.75, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """MAE's own task.
+        """MAE's pretext task.
 
         Args:
-            x: ``[B, 1 or 3, H, W]`` in [0, 1], any H and W.
-            mask_ratio: share of the patches to take away.
-            noise: ``[B, N]``; the patches with the smallest numbers stay. Drawn when not given.
+            x: `[B, 1 or 3, H, W]` in [0, 1], any H and W.
+            mask_ratio: fraction of the patches to mask.
+            noise: `[B, N]`; the patches with the smallest values are kept. Drawn at random if not given.
 
         Returns:
-            prediction ``[B, N, P P 3]`` of the normalised image's patches, and mask ``[B, N]``, 1 where taken away.
+            the prediction of the normalised image's patches, `[B, N, P P 3]`, and the mask `[B, N]`, 1 where masked.
         """
         tokens = self._embed(x)
         batch, n, dim = tokens.shape
@@ -223,13 +223,13 @@ class MAETeacher(nn.Module):
         return load_mae(self, source)
 
     def _embed(self, x: Tensor) -> Tensor:
-        """Patches with their positions, ``[B, N, out_dim]``."""
+        """Patch embeddings plus positions, `[B, N, out_dim]`."""
         x = convert_to_tensor(x, track_meta=False)  # the metadata of a MONAI tensor would slow down every operation
         x = normalise(resize_image(x, (self.image_size, self.image_size)))
         return self.patch_embed(x) + self.pos_embed[:, 1:]
 
     def _encode(self, tokens: Tensor) -> Tensor:
-        """``[B, n, out_dim]`` -> ``[B, 1 + n, out_dim]`` with the class token first, normalised."""
+        """`[B, n, out_dim]` -> `[B, 1 + n, out_dim]`, the class token first, after the last norm."""
         y = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1), tokens], 1)
         for block in self.blocks:
             y = block(y)
@@ -237,12 +237,14 @@ class MAETeacher(nn.Module):
 
 
 class MaskedPretraining(nn.Module):
-    """Continued pretraining of a teacher: ``[B, 1 or 3, H, W]`` in [0, 1] -> what `MAETeacher.masked` gives."""
+    """Pretraining of a teacher: `[B, 1 or 3, H, W]` in [0, 1] -> prediction and mask of `MAETeacher.masked`."""
 
     def __init__(self, teacher: MAETeacher, mask_ratio: float = 0.75) -> None:
         super().__init__()
         if not 0 < mask_ratio < 1:
-            raise InputError(f"mask_ratio is {mask_ratio}; expected a share of the patches between 0 and 1, as 0.75")
+            raise InputError(
+                f"mask_ratio is {mask_ratio}; expected a fraction of the patches between 0 and 1, e.g. 0.75"
+            )
         self.teacher = teacher
         self.mask_ratio = mask_ratio
 
@@ -251,14 +253,14 @@ class MaskedPretraining(nn.Module):
 
 
 def load_mae(net: MAETeacher, source: Source) -> LoadReport:
-    """Loads our own teacher file or one of Meta's, strictly; of an encoder-only file the decoder is kept as it was.
+    """Load a teacher file of this package or a checkpoint of Meta, strictly; an encoder alone leaves the decoder as is.
 
-    Of Meta's, ``pretrain/mae_pretrain_vit_large_full.pth`` is the right one to continue from; for distillation alone
-    ``pretrain/mae_pretrain_vit_large.pth``, its encoder, does too. ``visualize/mae_visualize_vit_large.pth`` has the
-    same keys and shapes, so that it cannot be told apart here, but it is another run, on raw pixels, for a demo.
+    Of Meta's checkpoints, continue from `pretrain/mae_pretrain_vit_large_full.pth`; its encoder alone,
+    `pretrain/mae_pretrain_vit_large.pth`, suffices for distillation. `visualize/mae_visualize_vit_large.pth` has the
+    same keys and shapes and cannot be refused here, but it was trained on raw pixels, for a demo.
 
     Returns:
-        what was copied; `kept` names the decoder's tensors if the file had none.
+        the report; `kept` names the tensors of the decoder if the file has none.
 
     Raises:
         MissingFileError, InputError: no such file; damaged; of another method or system, or of another size.

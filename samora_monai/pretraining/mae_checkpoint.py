@@ -1,4 +1,4 @@
-"""What can be seen in a file of MAE's layout: the network's sizes, and which keys are the decoder's."""
+"""The layout of MAE's checkpoints: sizes of the network, keys of the decoder."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 def of_decoder(key: str) -> bool:
-    """Meta's encoder-only files lack these keys."""
+    """Whether the key is of the decoder, which Meta's encoder-only files lack."""
     return key.startswith("decoder_") or key == "mask_token"
 
 
 def sizes(preset: Mapping[str, int]) -> tuple[int, ...]:
-    """Width, depth, side of a patch; width and depth of the decoder. Numbers of heads cannot be seen in a file."""
+    """Width, depth, side of a patch; width and depth of the decoder. A state dict does not show the number of heads."""
     return tuple(preset[key] for key in ("embed_dim", "depth", "patch_size", "decoder_embed_dim", "decoder_depth"))
 
 
 def sizes_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """`sizes` of a state dict; the first three of an encoder alone."""
+    """`sizes` of a state dict; the first three of them if it holds an encoder alone."""
     depth, decoder_depth = (
         len({key.split(".")[1] for key in state if key.startswith(prefix)}) for prefix in ("blocks.", "decoder_blocks.")
     )
@@ -27,6 +27,6 @@ def sizes_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def in_words(sizes: tuple[int, ...]) -> str:
-    """``ViT 1024 wide, 24 deep, patches of 16, decoder 512 wide, 8 deep``"""
+    """E.g. `"ViT 1024 wide, 24 deep, patches of 16, decoder 512 wide, 8 deep"`."""
     decoder = ", decoder {} wide, {} deep".format(*sizes[3:]) if sizes[3:] else ""
     return "ViT {} wide, {} deep, patches of {}".format(*sizes[:3]) + decoder

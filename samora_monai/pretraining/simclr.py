@@ -34,12 +34,12 @@ _DEPTHS: dict[tuple[int, ...], str] = {
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """Without bias; a 3x3 kernel has one zero on every side, with stride too, as the original's fixed padding."""
+    """Convolution without bias; a 3x3 kernel is padded by one zero on each side, as the original's fixed padding."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
 
 
 class Stem(nn.Module):
-    """Three 3x3 convolutions, the first of stride 2, and a max pool: ``[B, 3, H, W] -> [B, C, H/4, W/4]``."""
+    """Three 3x3 convolutions, the first of stride 2, and a max pool: `[B, 3, H, W]` -> `[B, C, H/4, W/4]`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,16 +51,16 @@ class Stem(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = F.relu(self.bn3(self.conv3(x)))
-        # TensorFlow's "same" padding: on an even side nothing before and one after. Zeros are neutral after a ReLU.
+        # TensorFlow's "same" padding of an even side: none before, one after. Zeros are neutral after a ReLU.
         height, width = x.shape[-2:]
         return F.max_pool2d(F.pad(x, (width % 2, 1, height % 2, 1)), 3, 2)
 
 
 class SelectiveKernel(nn.Module):
-    """Two 3x3 streams u_1, u_2 (one convolution makes both), mixed channel by channel by what the image holds.
+    """Two 3x3 streams u_1, u_2 (of one convolution), mixed per channel by attention over the streams.
 
-    ``u = ReLU(BN(conv x))``, ``g = mean_hw(u_1 + u_2)``, ``a = softmax_streams(W_2 ReLU(BN(W_1 g)))``,
-    ``out = a_1 u_1 + a_2 u_2``.
+    `u = ReLU(BN(conv x))`, `g = mean_hw(u_1 + u_2)`, `a = softmax_streams(W_2 ReLU(BN(W_1 g)))`,
+    `out = a_1 u_1 + a_2 u_2`.
     """
 
     def __init__(self, channels: int, stride: int) -> None:
@@ -78,7 +78,7 @@ class SelectiveKernel(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """ResNet-D's: a 2x2 average pool with the block's stride, a 1x1 convolution, a BatchNorm."""
+    """The shortcut of ResNet-D: a 2x2 average pool with the block's stride, a 1x1 convolution, a BatchNorm."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Shortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 1:
-            # TensorFlow averages over the pixels that are there; so does a 2x2 window over a repeated border.
+            # TensorFlow averages over the pixels inside the image; so does a 2x2 window over a repeated border.
             x = F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2, 1)
         else:
             height, width = x.shape[-2:]
@@ -96,7 +96,7 @@ class Shortcut(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, selective kernel, 1x1 to four times the channels; ``relu(out + shortcut)``."""
+    """1x1, selective kernel, 1x1 to four times the channels; `relu(out + shortcut)`."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, project: bool) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Bottleneck(nn.Module):
 
 
 def group(in_channels: int, channels: int, depth: int, stride: int) -> nn.Sequential:
-    """`depth` bottlenecks at one size; the first changes it, and the channels, and has the only projection."""
+    """`depth` bottlenecks; the first changes size and channels, and has the only projection."""
     first = Bottleneck(in_channels, channels, stride, project=True)
     rest = [Bottleneck(_EXPANSION * channels, channels, 1, project=False) for _ in range(depth - 1)]
     return nn.Sequential(first, *rest)
@@ -135,11 +135,11 @@ class ProjectionHead(nn.Module):
 
 
 class SimCLRTeacher(nn.Module):
-    """SimCLRv2: what an image shows, as one vector h of pooled features, and its projection z.
+    """SimCLRv2: the pooled features h of an image, and their projection z.
 
     Args:
-        preset: name in `SIMCLR_PRESETS`, or a dict of ``width`` (channels after the stem, 64 times the width of
-            ResNet-50), ``depths`` (blocks of each group) and ``image_size`` (side that `forward` resizes to).
+        preset: name in `SIMCLR_PRESETS`, or a dict of `width` (channels after the stem, 64 times the width of
+            ResNet-50), `depths` (blocks of each group) and `image_size` (side that `forward` resizes to).
 
     Raises:
         InputError: there is no such preset.
@@ -183,15 +183,15 @@ class SimCLRTeacher(nn.Module):
                 nn.init.zeros_(module.bn3.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, 1 or 3, H, W]`` in [0, 1], any H and W -> pooled features h ``[B, out_dim]`` at the native size."""
+        """`[B, 1 or 3, H, W]` in [0, 1], any H and W, resized to `image_size` -> pooled features h `[B, out_dim]`."""
         return self.features(resize_image(_three_channels(x), (self.image_size, self.image_size)))
 
     def project(self, x: Tensor) -> Tensor:
-        """``[B, 1 or 3, H, W]`` in [0, 1], any H and W -> ``[B, 128]``, the projection z of h, not normalised."""
+        """`[B, 1 or 3, H, W]` in [0, 1], any H and W -> the projection z of h, `[B, 128]`, not normalised."""
         return self.head(self(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """Pooled features h ``[B, out_dim]`` of images ``[B, 1 or 3, H, W]`` in [0, 1] at the size they have."""
+        """`[B, 1 or 3, H, W]` in [0, 1], not resized -> pooled features h `[B, out_dim]`."""
         x = self.layer1(self.stem(_three_channels(x)))
         return self.layer4(self.layer3(self.layer2(x))).mean((2, 3))
 
@@ -201,26 +201,26 @@ class SimCLRTeacher(nn.Module):
 
 
 class ContrastivePretraining(nn.Module):
-    """Continued pretraining of a teacher: two views of each image to their projections, at the size of the views."""
+    """Pretraining of a teacher: two views of each image to their projections, without resizing."""
 
     def __init__(self, teacher: SimCLRTeacher) -> None:
         super().__init__()
         self.teacher = teacher
 
     def forward(self, views: Tensor) -> Tensor:
-        """``[B, 2, 1 or 3, H, W]`` in [0, 1] -> z ``[B, 2, 128]``; both views share the BatchNorm statistics."""
+        """`[B, 2, 1 or 3, H, W]` in [0, 1] -> z `[B, 2, 128]`; both views share the statistics of BatchNorm."""
         return self.teacher.head(self.teacher.features(views.flatten(0, 1))).unflatten(0, (-1, 2))
 
 
 def _three_channels(x: Tensor) -> Tensor:
-    """Grey images three times; without the metadata of a MONAI tensor, which would slow down every operation."""
+    """Repeat grey images, and drop the metadata of a MONAI tensor, which would slow down every operation."""
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise InputError(f"expected images [B, 1 or 3, H, W], got {list(x.shape)}")
     return convert_to_tensor(x, track_meta=False).expand(-1, 3, -1, -1)
 
 
 def size_name(width: int, depths: Sequence[int], selective: bool = True) -> str:
-    """``"tiny"``, ``"r50_2x_sk1"``, the name of any other public file, or the sizes in words."""
+    """`"tiny"`, `"r50_2x_sk1"`, the name of any other public file, or a description of the sizes."""
     depths = tuple(depths)
     for name, preset in SIMCLR_PRESETS.items():
         if selective and (width, depths) == (preset["width"], preset["depths"]):
@@ -231,10 +231,10 @@ def size_name(width: int, depths: Sequence[int], selective: bool = True) -> str:
 
 
 def load_simclr(net: SimCLRTeacher, source: Source) -> LoadReport:
-    """Loads our own teacher file, or SimCLRv2's public checkpoint as converted to PyTorch, strictly.
+    """Load a teacher file of this package, or SimCLRv2's public checkpoint as converted to PyTorch, strictly.
 
-    The converted file is ``{"resnet": ..., "head": ...}`` (some copies say "encoder"); the ImageNet classifier in it,
-    ``fc``, is dropped.
+    The converted file is `{"resnet": ..., "head": ...}` (`"encoder"` in some copies); its ImageNet classifier, `fc`, is
+    dropped.
 
     Raises:
         MissingFileError, InputError: no such file; damaged; of another method or system, or of another size.

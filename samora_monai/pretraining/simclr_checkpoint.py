@@ -1,7 +1,7 @@
-"""The layout of SimCLRv2's checkpoints as converted to PyTorch (`r50_2x_sk1.pth`), and its names as ours.
+"""The layout of SimCLRv2's checkpoints as converted to PyTorch (`r50_2x_sk1.pth`), and its names in this package.
 
-``{"resnet": state_dict, "head": state_dict}``, read flat as ``resnet.net.0.0.weight``. The key names are facts of the
-files that github.com/Separius/SimCLRv2-Pytorch writes; its code is not used.
+`{"resnet": state_dict, "head": state_dict}`, flat keys such as `resnet.net.0.0.weight`. The keys are those of the files
+that github.com/Separius/SimCLRv2-Pytorch writes; its code is not used.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _resnet(key: str) -> str:
 
 
 def our_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of a converted file under our names, and the keys that were dropped; unknown keys keep their names."""
+    """Rename the tensors of a converted file; return them and the dropped keys. Unknown keys keep their names."""
     ours: dict[str, Tensor] = {}
     dropped = []
     for key, value in state.items():
@@ -63,7 +63,7 @@ def our_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]
 
 
 def sizes_of(state: Mapping[str, Tensor]) -> tuple[int, tuple[int, ...], bool] | None:
-    """Width after the stem, blocks of each group, and whether with selective kernels; None for another kind of file."""
+    """Width after the stem, blocks of each group, and whether kernels are selective; None for another kind of file."""
     names = {_resnet(key): value for key, value in state.items()}
     blocks = {(m[1], m[2]) for key in names if (m := re.match(_BLOCK, key))}
     selective = any("main_conv" in key for key in names)

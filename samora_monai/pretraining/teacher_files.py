@@ -1,7 +1,7 @@
-"""Teacher files: a teacher continued on the user's scans, with what it was made of; and what other files look like.
+"""Teacher files: a teacher trained on the user's scans, and facts about its training; descriptions of other files.
 
-``{"state_dict": {...}, "meta": "<one JSON string>"}`` of kind "teacher", as expert files are. The public checkpoints
-are read by the teachers themselves (`load_simclr`, `load_mae`), which know their layouts.
+`{"state_dict": {...}, "meta": "<one JSON string>"}` of kind `"teacher"`, as expert files. `load_simclr` and `load_mae`
+read the public checkpoints.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from samora_monai.checkpoints.files import (
     write_checkpoint,
 )
 from samora_monai.errors import InputError, MissingFileError
+from samora_monai.settings import file_or_none
 
 _METHODS = {"simclr": "SimCLR", "mae": "MAE"}
-# A key that only this kind of file has -> what to call the file. The first that is found counts.
+# A key that identifies a kind of file -> its description; the first match counts.
 _KINDS = {
     "resnet.net.0.0.weight": "a converted SimCLRv2 checkpoint",
     "encoder.net.0.0.weight": "a converted SimCLRv2 checkpoint",
@@ -43,11 +44,11 @@ _KINDS = {
 
 
 class Teacher(Protocol):
-    """What `SimCLRTeacher` and `MAETeacher` have in common, beside being modules."""
+    """The interface of `SimCLRTeacher` and `MAETeacher`, beside that of a module."""
 
     method: str  # "simclr" or "mae"
     preset: str
-    public_checkpoint: str  # which public file fits, and where it is from
+    public_checkpoint: str  # the public file that fits, and its source
 
     def load_weights(self, source: Source) -> LoadReport: ...
 
@@ -55,10 +56,10 @@ class Teacher(Protocol):
 
 
 def save_teacher(net: Teacher, path: str | os.PathLike[str], **meta: Any) -> None:
-    """Writes a teacher, and what it was made of.
+    """Write a teacher file.
 
     Args:
-        meta: more to keep in the file, e.g. ``images``, ``epochs``, ``started_from``; numbers, strings, lists of them.
+        meta: further facts for the file, e.g. `images`, `epochs`, `started_from`; numbers, strings, lists of them.
 
     Raises:
         InputError: the file cannot be written.
@@ -76,19 +77,19 @@ def save_teacher(net: Teacher, path: str | os.PathLike[str], **meta: Any) -> Non
     write_checkpoint({"state_dict": state, "meta": json.dumps(meta | own)}, path)
 
 
-def load_teacher(net: Teacher, source: str | None) -> LoadReport:
-    """Loads a teacher file, or the public checkpoint of its method, into `net`.
+def read_teacher(net: Teacher, source: str | None) -> LoadReport:
+    """Load a teacher file, or the public checkpoint of its method, into `net`.
 
     Raises:
-        MissingFileError: `source` is None, ``"none"``, or no file; the message says how to get a teacher.
+        MissingFileError: `source` is None, `"none"`, or no file; the message explains how to get a teacher.
         InputError: a file of something else, of another size, or damaged.
     """
     how = (
-        "a random teacher teaches nothing. Continue one on your scans, python -m monai.bundle run teacher "
-        "--config_file configs/teacher.yaml --dataset_dir DIR, or name a file with --teacher_checkpoint FILE, "
-        f"e.g. the public {net.public_checkpoint}"
+        "a random teacher teaches nothing. Train one on your scans, python -m monai.bundle run teacher --config_file "
+        "\"['configs/train.yaml','configs/teacher.yaml']\" --dataset_dir DIR, or name a file with "
+        f"--teacher_checkpoint FILE, e.g. the public {net.public_checkpoint}"
     )
-    if source is None or source in ("", "none"):
+    if (source := file_or_none(source)) is None:
         raise MissingFileError(f"no {_METHODS[net.method]} teacher was given, and {how}")
     try:
         return net.load_weights(source)
@@ -108,7 +109,7 @@ def load_own(net: nn.Module, parts: Parts, method: str, preset: str) -> LoadRepo
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> str:
-    """What a foreign file is, for a refusal: ``"a SAM checkpoint or a segmentation model"``."""
+    """Describe a file of another kind for an error message, e.g. `"a SAM checkpoint or a segmentation model"`."""
     for key, kind in _KINDS.items():
         if key in state:
             return kind

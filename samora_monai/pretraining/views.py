@@ -12,11 +12,11 @@ from monai.utils import ensure_tuple
 
 
 class TwoViewsd(Compose):
-    """Applies random dictionary transforms to an item twice, and stacks what comes out.
+    """Apply random dictionary transforms to an item twice, and stack the results.
 
     Args:
-        keys: what to stack: ``[C, H, W]`` -> ``[2, C, h, w]``.
-        transforms: the random transforms; both views draw their own numbers.
+        keys: keys of the tensors to stack: `[C, H, W]` -> `[2, C, h, w]`.
+        transforms: random transforms, which are drawn anew for each view.
     """
 
     def __init__(self, keys: KeysCollection, transforms: Sequence[Any]) -> None:
@@ -31,6 +31,6 @@ class TwoViewsd(Compose):
         threading: bool = False,
         lazy: bool | None = None,
     ) -> dict[Hashable, Any]:
-        """The item with ``[2, C, h, w]`` under its keys; the other arguments are `Compose`'s."""
+        """Return the item with `[2, C, h, w]` under its keys; the other arguments are those of `Compose`."""
         views = [super(TwoViewsd, self).__call__(dict(input_), start, end, threading, lazy) for _ in range(2)]
         return dict(input_) | {key: torch.stack([view[key] for view in views]) for key in self.keys}

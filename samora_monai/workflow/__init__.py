@@ -2,6 +2,7 @@
 
 from samora_monai.settings import check_run_settings
 from samora_monai.workflow.cases import RunCases, model_to_train, resolve_cases
+from samora_monai.workflow.pretraining import PretrainingEvaluator, check_not_given, check_pretraining
 from samora_monai.workflow.processes import (
     leave_process_group,
     own_device,
@@ -9,7 +10,7 @@ from samora_monai.workflow.processes import (
     shared_sampler,
     wrap,
 )
-from samora_monai.workflow.startup import check_held_out, start
+from samora_monai.workflow.startup import start
 from samora_monai.workflow.summary import print_pretraining_summary, print_summary
 from samora_monai.workflow.weights import (
     load_base,
@@ -21,8 +22,10 @@ from samora_monai.workflow.weights import (
 )
 
 __all__ = [
+    "PretrainingEvaluator",
     "RunCases",
-    "check_held_out",
+    "check_not_given",
+    "check_pretraining",
     "check_run_settings",
     "leave_process_group",
     "load_base",

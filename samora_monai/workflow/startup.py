@@ -13,7 +13,6 @@ import io
 import logging
 import sys
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,9 +20,6 @@ from samora_monai.errors import InputError
 from samora_monai.workflow.error_hook import install_error_hook
 from samora_monai.workflow.overrides import check_overrides
 from samora_monai.workflow.processes import join_processes
-
-if TYPE_CHECKING:
-    from samora_monai.data.unlabeled import UnlabeledScans
 
 # Warnings about code of MONAI that neither a user nor a config can change
 THIRD_PARTY_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
@@ -61,19 +57,6 @@ def start(device: torch.device | str | None = None, distributed: bool | str = Fa
     if device is not None:
         check_device(device)
     join_processes(distributed)
-
-
-def check_held_out(scans: UnlabeledScans) -> None:
-    """Check that scans are held out, since pretraining keeps the weights with the lowest loss on them.
-
-    Raises:
-        InputError: no scan is held out.
-    """
-    if not scans.validation:
-        raise InputError(
-            f"no scan of {scans.source} is held out, but the best epoch is chosen on held-out scans; give two scans or "
-            "more, and --validation_fraction above 0"
-        )
 
 
 def check_device(device: torch.device | str) -> None:

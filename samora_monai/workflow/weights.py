@@ -16,7 +16,7 @@ from samora_monai.checkpoints import LoadReport, load_expert, load_hsam, load_mo
 from samora_monai.checkpoints.files import copy_strictly, read_state
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
-from samora_monai.pretraining import DenoisingStudent, teacher_files
+from samora_monai.pretraining import DenoisingStudent, read_teacher
 from samora_monai.pretraining.teacher_files import Teacher
 from samora_monai.settings import file_or_none
 
@@ -42,8 +42,8 @@ def load_base(net: Segmenter, sam: str | None) -> LoadReport:
 
 
 def load_teacher(net: Teacher, teacher: str | None) -> LoadReport:
-    """Load a trained teacher, see `samora_monai.pretraining.load_teacher`."""
-    return _logged(teacher_files.load_teacher(net, file_or_none(teacher)))
+    """Load a trained teacher, see `samora_monai.pretraining.read_teacher`."""
+    return _logged(read_teacher(net, teacher))
 
 
 def start_teacher(net: Teacher, checkpoint: str | None) -> LoadReport | None:
@@ -117,7 +117,7 @@ def load_pretrained(
 def load_trained_expert(segmenter: Segmenter, sam: str | None, expert: str, level: str) -> LoadReport:
     """Load the SAM base and the expert that was trained on it.
 
-    A missing expert is reported first: without the settings beside it the base may seem not to fit either.
+    A missing expert is reported first: without it the network has the default settings, which the base may not fit.
 
     Raises:
         MissingFileError, InputError: no such files; an expert of another level, rank, preset or base.

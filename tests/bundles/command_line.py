@@ -24,7 +24,7 @@ BUNDLE = BUNDLES / "samora_segmentation"
 EXPERT_BUNDLES = {level: BUNDLES / f"samora_{level}_expert" for level in ("image", "patch", "pixel")}
 CONFIGS = {
     "training": ("train.yaml",),
-    "teacher": ("teacher.yaml",),
+    "teacher": ("train.yaml", "teacher.yaml"),
     "evaluating": ("train.yaml", "evaluate.yaml"),
     "inference": ("inference.json",),
 }

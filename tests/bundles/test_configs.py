@@ -68,7 +68,7 @@ def targets(node: Any) -> Iterator[str]:
     """Every `_target_` in a config."""
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         yield from targets(value)
-    if isinstance(node, dict) and "_target_" in node:
+    if isinstance(node, dict) and not node.get("_target_", "@").startswith("@"):  # "@": another item of the config
         yield node["_target_"]
 
 

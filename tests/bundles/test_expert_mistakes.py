@@ -74,7 +74,8 @@ def rotted_teacher(experts: Experts, level: str, teacher: Path) -> list[str]:
 
 HOW = [
     "a random teacher teaches nothing",
-    "python -m monai.bundle run teacher --config_file configs/teacher.yaml --dataset_dir DIR",
+    "python -m monai.bundle run teacher",
+    """--config_file "['configs/train.yaml','configs/teacher.yaml']" --dataset_dir DIR""",
     "--teacher_checkpoint FILE",
 ]
 NAMES = {"image": "SimCLR", "patch": "MAE"}
@@ -234,7 +235,7 @@ def test_unreadable_scans_are_left_out_when_asked(expert_bundle: Make, data: Pat
         ({"encoder": "vit_x"}, ["unknown encoder 'vit_x'", "vit_b"]),
         ({"device": "cuda:99"}, ["device 'cuda:99' cannot be used", "--device cpu"]),
         ({"array_slice_axis": 5}, ["array_slice_axis must be 0, 1 or 2, got 5"]),
-        ({"skip_unreadable": "yes"}, ["expected true or false for a switch, got 'yes'"]),
+        ({"skip_unreadable": "yes"}, ["expected true or false for skip_unreadable, got 'yes'"]),
         ({"datalist": "fold_1.json"}, ["fold_1.json' does not exist"]),
         ({"learning_rate": 1e30}, ["the loss became", "lower --learning_rate"]),
         ({"resume": True}, ["eval/last.pt' is not there", "start without resuming"]),
@@ -261,7 +262,13 @@ def test_wrong_setting(
         ("patch", {"mask_ratio": 1}, ["mask_ratio is 1", "between 0 and 1"]),
         ("image", {"teacher_network": "r18"}, ["unknown SimCLR preset 'r18'", "tiny"]),
         ("patch", {"teacher_network": "vit_s"}, ["unknown MAE preset 'vit_s'", "tiny"]),
-        ("image", {"sam_checkpoint": "sam.pth"}, ["unknown setting 'sam_checkpoint'"]),
+        (
+            "image",
+            {"sam_checkpoint": "sam.pth"},
+            ["--sam_checkpoint sam.pth has no meaning for a teacher; leave it out"],
+        ),
+        ("patch", {"rank": 8}, ["--rank 8 has no meaning for a teacher"]),
+        ("patch", {"norm_pix": "yes"}, ["expected true or false for norm_pix, got 'yes'"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

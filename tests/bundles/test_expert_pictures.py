@@ -85,7 +85,6 @@ def test_another_base(experts: Experts, phantoms: Path, tmp_path: Path, level: s
 
 def test_expert_of_another_level(experts: Experts, phantoms: Path, sam: Path, tmp_path: Path):
     write_expert(tmp_path / "expert.pt", sam, "pixel")
-    shutil.copy(experts["patch"].expert.with_suffix(".json"), tmp_path)
     settings = {"expert": tmp_path / "expert.pt", "output_dir": tmp_path / "out", "sam_checkpoint": sam}
     finished = experts["patch"].bundle("inference", dataset_dir=phantoms, **settings)
     refused(finished, "'expert.pt' is of level pixel; expected one of level patch")

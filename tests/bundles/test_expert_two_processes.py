@@ -75,7 +75,7 @@ def test_two_processes_learn_what_one_does(
     assert train == pytest.approx(single[0], rel=0.02)
     assert held_out == pytest.approx(single[1], rel=1e-3)  # four digits are printed
     assert single[1][1] < single[1][0]
-    assert sorted(os.listdir(two.root / "models")) == ["expert.json", "expert.pt", "expert_last.json", "expert_last.pt"]
+    assert sorted(os.listdir(two.root / "models")) == ["expert.pt", "expert_last.pt"]
     difference = (learned(two) - learned(one)).norm() / learned(one).norm()
     assert difference < 0.02, difference
 
@@ -89,20 +89,14 @@ def test_pixel_expert_of_two_processes(
     single = told([one("training", **settings | {"batch_size": 16})])
     both = told(launch(two, "training", OVERLAY, **settings))
     assert both[1][0] == pytest.approx(single[1][0], rel=0.1)
-    assert sorted(os.listdir(two.root / "models")) == [
-        "decoder.pt",
-        "expert.json",
-        "expert.pt",
-        "expert_last.json",
-        "expert_last.pt",
-    ]
+    assert sorted(os.listdir(two.root / "models")) == ["decoder.pt", "expert.pt", "expert_last.pt"]
     iteration = torch.load(two.root / "eval" / "last.pt", weights_only=True)["trainer"]["iteration"]
     assert iteration == 2  # eight slices in each process, in one batch, twice
 
 
 @pytest.mark.parametrize("level", FAST_TEACHER)
 def test_teacher_of_two_processes(launch: Launch, expert_bundle: Callable[..., Bundle], uneven: Path, level: str):
-    """The same overlay lies on `teacher.yaml`."""
+    """The same overlay, on `train.yaml` and `teacher.yaml`."""
     bundle = expert_bundle(level)
     _, held_out = told(launch(bundle, "teacher", OVERLAY, dataset_dir=uneven, **FAST_TEACHER[level]))
     assert np.isfinite(held_out).all()

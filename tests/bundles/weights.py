@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from samora_monai.checkpoints import load_sam, save_expert
+from samora_monai.checkpoints import ExpertSettings, load_sam, save_expert
 from samora_monai.checkpoints.sam import base_keys
+from samora_monai.data import ScanScaling
 from samora_monai.networks import LEVELS, Segmenter, build_segmenter
 from tests.bundles.command_line import BUNDLES
 from tests.tiny import randomise
@@ -29,12 +30,15 @@ def trained_defaults(bundle: str) -> dict[str, Any]:
     return {key: value for key, value in config["trained"].items() if key not in ("_target_", "checkpoint")}
 
 
-def write_expert(path: Path, sam: Path, level: str, rank: int = 4, **settings: Any) -> Path:
-    """A seeded expert of `level` on the base of `sam`."""
-    net = build_segmenter(**{"encoder": "tiny", "image_size": 64, "experts": (level,), "rank": rank} | settings)
+def write_expert(path: Path, sam: Path, level: str, modality: str = "CT", **settings: Any) -> Path:
+    """A seeded expert of `level` on the base of `sam`, with `settings` of `ExpertSettings`."""
+    made_with = ExpertSettings(
+        level, **{"encoder": "tiny", "image_size": 64, "scaling": ScanScaling(modality)} | settings
+    )
+    net = build_segmenter(made_with.network)
     load_sam(net, sam)
     randomise_experts(net, seed=LEVELS.index(level))
-    save_expert(net, path, level)
+    save_expert(net, path, level, settings=made_with)
     return path
 
 

@@ -57,7 +57,7 @@ def test_meta_says_what_it_was_made_for(path):
     assert meta.pop("package_version")
     assert meta == {
         "kind": "expert",
-        "format_version": 1,
+        "format_version": 2,
         "level": "patch",
         "rank": 4,
         "alpha": 4,
@@ -155,8 +155,8 @@ def test_another_rank_encoder_or_base_is_refused(settings, words, path):
 
 def test_a_later_format_is_refused(path):
     net = on_base(experts=("patch",))
-    rewrite(path, format_version=2)
-    with refused("'patch.pt' has format 2, expected 1", "update samora_monai"), untouched(net):
+    rewrite(path, format_version=3)
+    with refused("'patch.pt' has format 3, expected 2", "update samora_monai"), untouched(net):
         load_expert(net, path, "patch")
 
 

@@ -13,7 +13,7 @@ from samora_monai.checkpoints.files import sha256_of
 from samora_monai.errors import MissingFileError
 from samora_monai.pretraining.mae import MAETeacher, load_mae
 from samora_monai.pretraining.simclr import SimCLRTeacher, load_simclr
-from samora_monai.pretraining.teacher_files import load_teacher, save_teacher
+from samora_monai.pretraining.teacher_files import read_teacher, save_teacher
 from tests.pretraining.test_mae import SMALL as MAE
 from tests.pretraining.test_simclr import SMALL as SIMCLR
 from tests.tiny import image, randomise, refused, tiny, untouched
@@ -38,7 +38,7 @@ def test_a_saved_teacher_teaches_the_same(tmp_path, build):
     if build is simclr:
         teacher.train()(x)  # moves the BatchNorm statistics
     save_teacher(teacher, tmp_path / "teacher.pt", images=7, epochs=2.5, started_from=["r50_2x_sk1.pth"])
-    for load in (load_teacher, load_simclr if build is simclr else load_mae):
+    for load in (read_teacher, load_simclr if build is simclr else load_mae):
         net = build(2)
         report = load(net, str(tmp_path / "teacher.pt"))
         assert report.copied == list(net.state_dict()) and not report.kept and not report.dropped
@@ -68,9 +68,9 @@ def test_meta_says_what_it_was_made_of(tmp_path):
 def test_no_teacher_is_refused_with_the_way_to_one(build, public, source):
     words = ("a random teacher teaches nothing", "run teacher", "--teacher_checkpoint FILE", public)
     with refused("was given", *words, error=MissingFileError):
-        load_teacher(build(), source)
+        read_teacher(build(), source)
     with refused("'nowhere/teacher.pt'", *words, error=MissingFileError):
-        load_teacher(build(), "nowhere/teacher.pt")
+        read_teacher(build(), "nowhere/teacher.pt")
 
 
 def test_a_teacher_of_the_other_method_or_size_is_refused(tmp_path):
@@ -84,7 +84,7 @@ def test_a_teacher_of_the_other_method_or_size_is_refused(tmp_path):
         (MAETeacher("tiny"), "mae.pt", ("ViT 32 wide", "the network has tiny")),
     ):
         with untouched(net), refused(f"'{file}'", *words):
-            load_teacher(net, str(tmp_path / file))
+            read_teacher(net, str(tmp_path / file))
 
 
 def test_damaged_and_other_files_are_refused(tmp_path):
@@ -96,13 +96,13 @@ def test_damaged_and_other_files_are_refused(tmp_path):
         content["state_dict"]["norm.bias"][0] += 1
         torch.save(content, path)
         with refused("'teacher.pt' is damaged", "checksum"):
-            load_teacher(net, str(path))
+            read_teacher(net, str(path))
         torch.save(content | {"meta": json.dumps(json.loads(content["meta"]) | {"format_version": 2})}, path)
         with refused("format 2, expected 1", "update samora_monai"):
-            load_teacher(net, str(path))
+            read_teacher(net, str(path))
         path.write_bytes(path.read_bytes()[:100])
         with refused("damaged or no PyTorch file"):
-            load_teacher(net, str(path))
+            read_teacher(net, str(path))
         save_expert(tiny(), tmp_path / "expert.pt", "task")
         with refused("'expert.pt' is an expert file", "teacher file"):
-            load_teacher(net, str(tmp_path / "expert.pt"))
+            read_teacher(net, str(tmp_path / "expert.pt"))

@@ -1,0 +1,81 @@
+"""Parts of the expert bundles' configs: checks at the start, and the evaluator of the held-out scans."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from ignite.metrics import Loss
+from monai.engines import SupervisedEvaluator
+from monai.utils import CommonKeys as Keys
+
+from samora_monai.data import UnlabeledScans, check_modality, check_output_dir
+from samora_monai.errors import InputError
+from samora_monai.settings import check_run_settings, flag
+
+
+def check_pretraining(
+    scans: UnlabeledScans, modality: str, output_dir: str | os.PathLike[str], **settings: Any
+) -> None:
+    """Check the settings of a pretraining before anything is read or computed.
+
+    Args:
+        scans: some of them must be held out, since the weights with the lowest loss on them are kept.
+        modality: must be that of the datalist, if it states one.
+        output_dir: must be writable.
+        settings: tunables by their names, see `check_run_settings`.
+
+    Raises:
+        InputError: a check failed.
+    """
+    check_run_settings(**settings)
+    if not scans.validation:
+        raise InputError(
+            f"no scan of {scans.source} is held out, but the best epoch is chosen on held-out scans; give two scans or "
+            "more, and --validation_fraction above 0"
+        )
+    check_modality(scans, modality)
+    check_output_dir(output_dir)
+
+
+def check_not_given(**settings: Any) -> None:
+    """Check that settings of the expert, which the config of its teacher sets to None, were not given.
+
+    Raises:
+        InputError: one was.
+    """
+    for name, value in settings.items():
+        if value is not None:
+            raise InputError(f"--{name} {value} has no meaning for a teacher; leave it out")
+
+
+class PretrainingEvaluator(SupervisedEvaluator):
+    """Evaluator whose key metric, `val_loss`, is the mean loss of the held-out slices; lower is better.
+
+    Does not decollate. Computes in bfloat16 under amp.
+
+    Args:
+        loss_function: of the prediction and the label; where there is no label, of the prediction and the image.
+        device: where it computes.
+        amp: true or false, also as text.
+        settings: of `SupervisedEvaluator`; they take precedence.
+    """
+
+    def __init__(
+        self, loss_function: Callable, device: torch.device | str, amp: bool | str = False, **settings: Any
+    ) -> None:
+        defaults: dict[str, Any] = {
+            "key_val_metric": {"val_loss": Loss(loss_function, output_transform=_pred_and_target, device=device)},
+            "metric_cmp_fn": operator.lt,
+            "amp_kwargs": {"dtype": torch.bfloat16},
+            "decollate": False,
+        }
+        super().__init__(device=torch.device(device), amp=flag(amp, "amp"), **(defaults | settings))
+
+
+def _pred_and_target(output: Mapping[str, Any]) -> tuple[Any, torch.Tensor]:
+    label = output.get(Keys.LABEL)
+    return output[Keys.PRED], output[Keys.IMAGE] if label is None else label
