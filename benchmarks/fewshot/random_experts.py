@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from samora_monai.checkpoints import load_expert, load_sam, save_expert
-from samora_monai.checkpoints.files import read_parts
+from samora_monai.checkpoints import load_expert, load_sam, read_expert_settings, save_expert
 from samora_monai.networks import LEVELS, Segmenter, build_segmenter
 from samora_monai.networks.experts import Expert
 
@@ -37,8 +36,8 @@ def main() -> None:
     base, encoder, seed, *files = sys.argv[1:]
     torch.manual_seed(int(seed))
     for level, trained, out in zip(LEVELS, files[::2], files[1::2], strict=True):
-        _, meta, _ = read_parts(trained, "expert")
-        net = build_segmenter(encoder, experts=[level], rank=meta["rank"], train="experts")
+        rank = read_expert_settings(trained, level).rank
+        net = build_segmenter(encoder, experts=[level], rank=rank, train="experts")
         load_sam(net, Path(base))
         print(load_expert(net, trained, level))
         randomise_experts(net)
