@@ -13,13 +13,8 @@ from samora_monai.errors import InputError
 class StrictlyLoaded(nn.Module):
     """A module that loads a complete state dict or none.
 
-<<<<<<< HEAD:samora_monai/strict.py
     Differs from `nn.Module` in: `strict=False` has no effect. MONAI Label passes it for every file, and would serve
     random weights wherever a key is missing. A refused state dict changes nothing, and the error is one line.
-=======
-    Differs from `nn.Module` in: `strict=False` is no way around it. MONAI Label loads every file like that, and would
-    serve random weights wherever the file has none. Nothing is changed by what is refused, and the error is one line.
->>>>>>> fe0554c (Detect damaged checkpoints before they are loaded):samora_monai/networks/strict.py
     """
 
     def describe(self) -> str:
