@@ -1,4 +1,4 @@
-"""SAM with experts: networks and their parts."""
+"""Segmentation networks: SAM with low-rank experts, their fusion, and two decoders."""
 
 from samora_monai.networks.build import build_segmenter
 from samora_monai.networks.config import PRESETS, SegmenterConfig

@@ -1,21 +1,21 @@
-"""CMAttn, H-SAM's class-balanced mask-guided self-attention, as the paper means it (https://arxiv.org/abs/2403.18271).
+"""CMAttn, H-SAM's class-balanced mask-guided self-attention, after the paper (https://arxiv.org/abs/2403.18271).
 
-With Q the mask tokens and X the image tokens that leave the first decoder, p and q positions of the image embedding:
+With Q the mask tokens and X the image tokens from the first decoder, p a position of the image embedding:
 
-    F = Q X^T, every map of F normalised over space             the first stage's mask features, one map per class
-    F_p += s(p) N(0, 1)                                         in training, given the label: the noise
-    s(c) = noise * ln(f_max / f_c) / ln(f_max / f_min)          f_c the pixels of class c in the batch's label
-    g_p = w . (H_p + MLP(H_p)),  H = W F + SelfAttention(W F)   positions attend to those with like mask features
-    A_p = G^2 softmax_p(g)                                      the gate: mean 1 over the image
+    F = Q X^T, each map of F normalised over space              mask features of the first stage, one map per class
+    F_p += s(p) N(0, 1)                                         noise, in training with a label
+    s(c) = noise * ln(f_max / f_c) / ln(f_max / f_min)          f_c the pixels of class c in the labels of the batch
+    g_p = w . (H_p + MLP(H_p)),  H = W F + SelfAttention(W F)   attention to positions with similar mask features
+    A_p = G^2 softmax_p(g)                                      gate, mean 1 over the image
 
-The second stage's image embedding is multiplied by 1 + A. As w starts at zero so does the network at A = 1, the doubled
-embedding that the release computes whatever its CMAttn's weights.
+The image embedding of the second stage is multiplied by 1 + A. w starts at zero, so that A = 1 initially: the doubled
+embedding that the release computes with any weights of its CMAttn.
 
-Differs from the release (where a softmax over an axis of one element makes the gate a constant) in:
+Differs from the release (where a softmax over an axis of one element makes the gate constant) in:
 - the gate is normalised over space;
-- self-attention runs over positions with class features, so that no weight depends on the size of the image;
-- the noise follows frequencies, not a list for nine classes, and its label is resampled, not cut off; the noise of a
-  position is the mean over its pixels, so that structures smaller than a token count.
+- self-attention runs over positions with class features, so that no weight depends on the image size;
+- the noise follows class frequencies instead of a list for nine classes, and its label is resampled instead of cropped;
+  the noise of a position is the mean over its pixels, so that structures smaller than a token count.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from samora_monai.networks.layers import MLPBlock
 from samora_monai.networks.two_way_transformer import TokenAttention
 
-CLASS_NOISE = 0.35  # of the rarest class, in standard deviations of a mask feature (H-SAM's largest value)
+CLASS_NOISE = 0.35  # of the rarest class, in standard deviations of a mask feature; the largest value of H-SAM
 
 
 class ClassBalancedAttention(nn.Module):
-    """Where the second stage should look: a gate on the image embedding from the first stage's mask features.
+    """Gate on the image embedding of the second stage, computed from the mask features of the first.
 
     Args:
-        num_classes: T, one mask feature map for each.
+        num_classes: T, the number of mask feature maps.
         width: inner width.
         num_heads: heads of the self-attention.
-        noise: of the rarest class in training.
+        noise: standard deviation for the rarest class in training.
     """
 
     def __init__(self, num_classes: int, width: int, num_heads: int = 4, noise: float = CLASS_NOISE) -> None:
@@ -50,19 +50,19 @@ class ClassBalancedAttention(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.mlp = MLPBlock(width, 4 * width, nn.ReLU)
         self.norm2 = nn.LayerNorm(width)
-        self.gate = nn.Linear(width, 1, bias=False)  # the softmax would take no notice of a bias
+        self.gate = nn.Linear(width, 1, bias=False)  # the softmax would cancel a bias
         nn.init.zeros_(self.gate.weight)
 
     def forward(self, mask_tokens: Tensor, image_tokens: Tensor, label: Tensor | None = None) -> Tensor:
-        """The gate A.
+        """Compute the gate A.
 
         Args:
             mask_tokens: `[B, T, dim]` of the first decoder.
             image_tokens: `[B, G * G, dim]` of the first decoder.
-            label: `[B, 1, H, W]` class numbers, for the noise of a training step.
+            label: `[B, 1, H, W]` class numbers, for the noise in training.
 
         Returns:
-            `[B, 1, G, G]`, at least 0 and with mean 1 over every image.
+            `[B, 1, G, G]`, at least 0, with mean 1 over each image.
         """
         tokens = image_tokens.shape[1]
         grid = int(tokens**0.5)
@@ -80,13 +80,13 @@ class ClassBalancedAttention(nn.Module):
 
 
 def class_noise(label: Tensor, num_classes: int, grid: int, noise: float = CLASS_NOISE) -> Tensor:
-    """Standard deviation of the noise at every position.
+    """Standard deviation of the noise at each position.
 
     Args:
         label: `[B, 1, H, W]` class numbers.
         num_classes: of `label`.
         grid: side G of the image embedding.
-        noise: deviation of the rarest class that is there; the commonest has none.
+        noise: standard deviation for the rarest class that is present; the most frequent one has none.
 
     Returns:
         `[B, 1, G * G]`.
@@ -94,5 +94,5 @@ def class_noise(label: Tensor, num_classes: int, grid: int, noise: float = CLASS
     label = label.long()
     pixels = torch.bincount(label.flatten(), minlength=num_classes)
     rarity = torch.where(pixels > 0, pixels.max() / pixels.clamp(min=1), 1).log()
-    deviation = noise * rarity / rarity.max().clamp(min=1e-6)  # all 0 where all classes are equally common
+    deviation = noise * rarity / rarity.max().clamp(min=1e-6)  # all 0 if all classes are equally frequent
     return F.interpolate(deviation[label], (grid, grid), mode="area").flatten(2)

@@ -1,12 +1,12 @@
 """Low-rank experts on the query and value projections of an encoder block's attention.
 
-LoRA (https://arxiv.org/abs/2106.09685) as SAMed (https://arxiv.org/abs/2304.13785) uses it:
+LoRA (https://arxiv.org/abs/2106.09685) as in SAMed (https://arxiv.org/abs/2304.13785):
 
-    q = W_q n + B_q A_q n,    v = W_v n + B_v A_v n        (n the block's normalised tokens; no alpha / rank factor)
+    q = W_q n + B_q A_q n,    v = W_v n + B_v A_v n        (n: normalised tokens of the block; no factor alpha / rank)
 
 Differs from SAMed's code in:
-- an expert stands beside the base projection instead of wrapping it, so SAM's keys stay as they are;
-- several experts of a block are applied by one batched product.
+- an expert is added beside the base projection instead of wrapping it, so that SAM's keys stay unchanged;
+- several experts of a block are applied in one batched product.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEVELS = ("image", "patch", "pixel")  # SAMora's levels; SAMed's and H-SAM's single expert is called "task"
+LEVELS = ("image", "patch", "pixel")  # of SAMora; the single expert of SAMed and H-SAM is called "task"
 
 
 class Expert(nn.Module):
-    """One low-rank expert of one attention: `B_q A_q` on the queries and `B_v A_v` on the values.
+    """A low-rank expert of one attention: adds `B_q A_q` to the query and `B_v A_v` to the value projection.
 
     Args:
         dim: width of the tokens.
@@ -39,7 +39,7 @@ class Expert(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """A uniform, B zero: a new expert says nothing."""
+        """Initialise A uniformly and B to zero, so that a new expert leaves the output unchanged."""
         for a in (self.linear_a_q, self.linear_a_v):
             nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
         for b in (self.linear_b_q, self.linear_b_v):
@@ -51,10 +51,10 @@ class Expert(nn.Module):
 
 
 def add_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """One branch: the sum of all experts' deltas on queries and values.
+    """Add the deltas of all experts to the queries and values, in one branch.
 
     Args:
-        experts: experts of one attention, of any ranks.
+        experts: experts of one attention; their ranks may differ.
         x: `[..., dim]` tokens; q, v: `[..., out_dim]` from the base projection.
     """
     a_q = torch.cat([e.linear_a_q.weight for e in experts])  # [sum of ranks, dim]
@@ -66,11 +66,11 @@ def add_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> t
 
 
 def branch_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """One branch per expert.
+    """Add the deltas of each expert to the queries and values, in one branch per expert.
 
     Args:
-        experts: L experts of one attention, of one rank.
-        x: `[B, h, w, dim]` tokens; q, v: `[B, h, w, out_dim]` from the base projection, computed once for all.
+        experts: L experts of one attention, all of the same rank.
+        x: `[B, h, w, dim]` tokens; q, v: `[B, h, w, out_dim]` from the base projection, shared by all.
 
     Returns:
         queries and values, each `[L * B, h, w, out_dim]`, expert-major.

@@ -1,21 +1,21 @@
-"""H-SAM's second decoder: it decodes again, guided by the masks of the first, up to the resolution of the input.
+"""H-SAM's second decoder: decodes again, guided by the masks of the first, up to the resolution of the input.
 
 H-SAM (https://arxiv.org/abs/2403.18271, MIT), on top of SAM's mask decoder (Apache-2.0). With e the image embedding, n
-its dense prompt ("no mask") and m the first decoder's logits:
+the dense prompt ("no mask") and m the logits of the first decoder:
 
-    prior = softmax_classes(m reduced to the grid of e)
+    prior = softmax_classes(m resized to the grid of e)
     src = 2 (e + noise + n)                           noise in training only; or (1 + A)(e + noise + n), see below
-    softmax(Q K^T / sqrt(d)) * prior                  learnable mask cross-attention, tokens to image and back
+    softmax(Q K^T / sqrt(d)) * prior                  learnable mask cross-attention, in both directions
     features = up(up([decoder 2's, decoder 1's]))     hierarchical pixel decoder: 4 G -> 16 G, the side of the input
 
 The first decoder is SAM's with another order of its blocks (`MaskDecoder(self_attention_first=False)`).
 
 Differs from H-SAM's code in:
-- one decoder for every grid and number of classes, where H-SAM has a copy for 224 and one for 512;
-- CMAttn of the release always gives exactly "twice the embedding"; here that is all there is of it, without the weights
-  that never matter (`class_balanced_attention` is the paper's, working);
-- no rule that attention rows become zero whose logits happen to sum to exactly the number of keys: whether rounding
-  meets that number differs between devices and precisions, and no result should hang on it;
+- one decoder for all grids and class counts, where H-SAM has one copy for 224 and another for 512;
+- CMAttn of the release always doubles the embedding, with any weights; here this factor is a constant without weights
+  (`class_balanced_attention` implements the paper's);
+- H-SAM sets attention rows to zero if their logits sum to exactly the number of keys; this rule is left out, because it
+  would make results depend on rounding, which differs between devices and precisions;
 - LayerNorms that H-SAM registers in its cross-attentions and never calls are left out.
 """
 
@@ -32,13 +32,14 @@ from samora_monai.networks.two_way_transformer import TwoWayTransformer
 
 
 class HierarchicalDecoder(nn.Module):
-    """Predicts one mask per class at the side of the input, from the image embedding and the first decoder's result.
+    """Predict one mask per class at input resolution, from the image embedding and the output of the first decoder.
 
     Args:
         dim: width of embeddings and tokens (256).
-        num_mask_tokens: T, one per class with background.
-        embedding_noise: deviation of the noise on the image embedding in training, relative to its range in the batch.
-        class_balanced_attention: the paper's CMAttn instead of the release's constant.
+        num_mask_tokens: T, the number of classes with background.
+        embedding_noise: standard deviation of the noise on the image embedding in training, relative to its range in
+            the batch.
+        class_balanced_attention: the paper's CMAttn instead of the constant of the release.
     """
 
     def __init__(
@@ -69,13 +70,13 @@ class HierarchicalDecoder(nn.Module):
         first: Decoded,
         label: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Masks of the second stage.
+        """Predict the masks of the second stage.
 
         Args:
             image_embeddings: `[B, dim, G, G]`.
             image_pe: `[1, dim, G, G]`.
             dense_prompt_embeddings: `[1, dim, G, G]`, "no mask".
-            first: what the first decoder made of the same images.
+            first: output of the first decoder for the same images.
             label: `[B, 1, H, W]` class numbers, for the noise of `class_balanced_attention` in training.
 
         Returns:
@@ -96,6 +97,5 @@ class HierarchicalDecoder(nn.Module):
         upscaled = self.output_upscaling(keys.transpose(1, 2).reshape(image.shape))
         pixels = self.skip_connect(torch.cat([upscaled, first.upscaled], 1))
         masks = hyper_masks(self.output_hypernetworks_mlps2, tokens, pixels)
-        return masks, self.iou_prediction_head(
-            tokens[:, 0]
-        )  # there is no token for the IoU: H-SAM takes the background's
+        # there is no token for the IoU; H-SAM uses that of the background
+        return masks, self.iou_prediction_head(tokens[:, 0])

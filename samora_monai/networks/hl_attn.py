@@ -1,16 +1,16 @@
-"""HL-Attn: the hierarchical attention that fuses the experts of an encoder block (SAMora, ICCV 2025).
+"""HL-Attn: hierarchical attention that fuses the experts of an encoder block (SAMora, ICCV 2025).
 
-With E_i what expert i adds to the block (its branch minus the base branch), from the lowest level upwards:
+With E_i the contribution of expert i to the block (its branch minus the base branch), from the lowest level upwards:
 
     low = E_patch + CA(E_patch <- E_pixel)
     E   = E_image + CA(E_image <- low)
     CA(t <- s) = softmax((W_q t)(W_k s)^T / sqrt(d)) (W_v s) W_o        (multi-head)
 
 Differs from the research release in:
-- no LayerNorm at the end and no biases: experts that say nothing are fused into nothing, whatever the weights;
-- W_o starts at zero, so fine-tuning starts from the sum-free function of SAM and its highest expert, not from noise
-  (`start="random"` is there to measure the difference);
-- the width of the cross-attentions is an argument, for at full width HL-Attn is as large as half of SAM.
+- no trailing LayerNorm and no biases: contributions of zero are fused into zero with any weights;
+- W_o starts at zero, so that fine-tuning starts from SAM with its highest expert instead of from noise
+  (`start="random"` is for measuring the difference);
+- the width of the cross-attentions is an argument, because at full width HL-Attn is half as large as SAM.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from samora_monai.networks.windows import Windows
 
 
 class CrossAttention(nn.Module):
-    """CA(target <- source), tokens attending within the windows of the block."""
+    """CA(target <- source) within the windows of the block."""
 
     def __init__(self, dim: int, num_heads: int, width: int, start: str = "zero") -> None:
         super().__init__()
@@ -46,14 +46,14 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, _: tuple[int, int]) -> Tensor:
 
 
 class HLAttn(nn.Module):
-    """Fuses the contributions of L experts into one, lowest level first.
+    """Fuse the contributions of L experts into one, from the lowest level upwards.
 
     Args:
         dim: width of the tokens.
         num_heads: heads of the block's attention; the cross-attentions keep their head width.
         order: names of the experts from the lowest to the highest level.
-        width: inner width of the cross-attentions; `None` is `dim`, as in the paper.
-        start: output projections at first: `"zero"` or `"random"`.
+        width: inner width of the cross-attentions; None is `dim`, as in the paper.
+        start: initial output projections: `"zero"` or `"random"`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class HLAttn(nn.Module):
         self.cross = nn.ModuleDict({name: CrossAttention(dim, heads, width, start) for name in order[1:]})
 
     def forward(self, contributions: dict[str, Tensor], windows: Windows) -> Tensor:
-        """contributions: one `[B, h, w, dim]` for each name of `order` -> `[B, h, w, dim]`."""
+        """contributions: `[B, h, w, dim]` for each name of `order` -> `[B, h, w, dim]`."""
         low = contributions[self.order[0]]
         for name, cross in self.cross.items():
             target = contributions[name]

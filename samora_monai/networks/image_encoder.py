@@ -1,9 +1,9 @@
-"""SAM's image encoder, with room for experts and their fusion in every block.
+"""SAM's image encoder, with optional experts and their fusion in each block.
 
 SAM: https://arxiv.org/abs/2304.02643 (segment-anything, Apache-2.0); plain ViT detector: https://arxiv.org/abs/2203.16527.
 Differs from SAM's code in:
-- attention goes through fused kernels (`rel_pos_attention`) and padded window tokens are never projected (`windows`);
-- a block may carry experts (`experts`) and their fusion (`hl_attn`); without them it computes SAM's block.
+- attention uses fused kernels (`rel_pos_attention`), and padded window tokens are not projected (`windows`);
+- a block may have experts (`experts`) and their fusion (`hl_attn`); without them it computes SAM's block.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from samora_monai.networks.windows import Windows
 
 
 class Attention(nn.Module):
-    """Multi-head attention with decomposed relative position; experts add to its queries and values.
+    """Multi-head attention with decomposed relative position and experts on queries and values.
 
     Args:
         dim: width of the tokens.
         num_heads: heads of width `dim / num_heads`.
-        windows: how the grid is cut.
+        windows: windows of the token grid.
         experts: names of the experts.
         rank: rank of each expert.
     """
@@ -45,17 +45,17 @@ class Attention(nn.Module):
         self.experts = nn.ModuleDict({name: Expert(dim, dim, rank) for name in experts})
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, h, w, dim]` normalised tokens -> `[B, h, w, dim]`; all experts act together in one branch."""
+        """Normalised tokens `[B, h, w, dim]` -> `[B, h, w, dim]`, with the deltas of all experts in one branch."""
         q, k, v = self._qkv(x)
         if len(self.experts):
             q, v = add_experts(self._experts(), x, q, v)
         return self.proj(self._attend(q, k, v))
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What each branch attends to, before the output projection.
+        """Attention of each branch, before the output projection.
 
         Returns:
-            `[B, h, w, dim]` of the base alone and `[L, B, h, w, dim]` of the base with each expert.
+            `[B, h, w, dim]` of the base and `[L, B, h, w, dim]` of the base with each expert.
         """
         q, k, v = self._qkv(x)
         count = len(self.experts)
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         return self._attend(q, k, v), experts.reshape(count, *x.shape)
 
     def merge_experts(self) -> None:
-        """`W_q += B_q A_q` and `W_v += B_v A_v` for every expert, which is gone then."""
+        """Add each expert to the base, `W_q += B_q A_q` and `W_v += B_v A_v`, and remove it."""
         q, _, v = self.qkv.weight.chunk(3)
         for expert in self._experts():
             delta_q, delta_v = expert.deltas()
@@ -83,26 +83,27 @@ class Attention(nn.Module):
         def attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
             return rel_pos_attention(q, k, v, self.rel_pos_h, self.rel_pos_w, query_grid=grid)
 
-        _, pad_k, pad_v = self.qkv.bias.chunk(3)  # what the projection leaves of a zero token
+        _, pad_k, pad_v = self.qkv.bias.chunk(3)  # the projection of a zero token
         return self.windows.attend(attention, q, k, v, self.num_heads, pad_k, pad_v)
 
 
 class Block(nn.Module):
     """A transformer block: attention and MLP, each after a LayerNorm and around a residual.
 
-    With `fusion` the experts are branches, E_i is what expert i adds to the base, and HL-Attn fuses them into E:
+    With a fusion, each expert has a branch, E_i is the difference between branch i and the base, and HL-Attn fuses the
+    E_i into E:
 
-    - `"attention"`: E_i = a_i - a, a the attention before its output projection; x + proj(a + E) goes on to the MLP;
-    - `"block"` (the paper's equation): every branch runs its own MLP, E_i = y_i - y, and the block gives y + E.
+    - `"attention"`: E_i = a_i - a, a the attention before its output projection; the MLP gets x + proj(a + E);
+    - `"block"` (the paper's equation): each branch runs the MLP, E_i = y_i - y, and the block returns y + E.
 
     Args:
         dim, num_heads, mlp_ratio: sizes of SAM's block.
-        windows: how the token grid is cut for attention.
+        windows: windows of the token grid.
         experts, rank: names and rank of the experts.
-        fusion: `None` (the experts' deltas are simply added), `"attention"` or `"block"`.
+        fusion: None (the deltas of the experts are added), `"attention"` or `"block"`.
         fusion_order: names of the experts from the lowest to the highest level.
-        fusion_width: inner width of HL-Attn, `None` for `dim`.
-        fusion_start: output projections of HL-Attn at first, `"zero"` or `"random"`.
+        fusion_width: inner width of HL-Attn, None for `dim`.
+        fusion_start: initial output projections of HL-Attn, `"zero"` or `"random"`.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches of 16 x 16 pixels to tokens: `[B, C, S, S]` -> `[B, S/16, S/16, dim]`."""
+    """Linear embedding of patches of 16 x 16 pixels: `[B, C, S, S]` -> `[B, S/16, S/16, dim]`."""
 
     def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
         super().__init__()
@@ -165,7 +166,7 @@ class ImageEncoder(nn.Module):
         embed_dim, depth, num_heads, mlp_ratio, window_size, global_attn_indexes: as in SAM.
         patch_size, in_chans, out_chans: 16, 3 and 256 in SAM.
         experts, rank, fusion, fusion_order, fusion_width, fusion_start: see `Block`.
-        gradient_checkpointing: recompute every block in the backward pass, for large inputs on small devices.
+        gradient_checkpointing: recompute the blocks in the backward pass, which saves memory.
     """
 
     def __init__(
@@ -229,10 +230,10 @@ class ImageEncoder(nn.Module):
         return self.neck(self.tokens(x)[0].permute(0, 3, 1, 2))
 
     def tokens(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
-        """What the given blocks put out: `[B, 3, S, S]` -> for each block `[B, S/16, S/16, dim]`, before the neck.
+        """Outputs of the given blocks, before the neck: `[B, 3, S, S]` -> for each block `[B, S/16, S/16, dim]`.
 
         Args:
-            blocks: increasing block numbers; negative ones count from the end.
+            blocks: increasing block indices; negative ones count from the end.
         """
         wanted = {i % len(self.blocks) for i in blocks}
         outputs = []
@@ -248,10 +249,10 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def merge_experts(self) -> None:
-        """Adds the experts' products to the base weights and removes them: the same function, one branch cheaper.
+        """Merge the experts into the base weights and remove them: the same function at the cost of SAM's encoder.
 
         Raises:
-            InputError: the experts are fused by HL-Attn, which no base weight can stand for.
+            InputError: the experts are fused by HL-Attn, which base weights cannot represent.
         """
         if self.fusion:
             raise InputError("experts that HL-Attn fuses cannot be merged into the base weights")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channel axis of `[B, C, H, W]` at every pixel, eps 1e-6."""
+    """Layer normalisation of `[B, C, H, W]` over the channels of each pixel, eps 1e-6."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, eps=1e-6)
@@ -19,7 +19,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class MLPBlock(nn.Module):
-    """Two linear layers with an activation between them: exact GELU in the encoder, ReLU in the decoder."""
+    """Two linear layers with an activation in between: exact GELU in the encoder, ReLU in the decoder."""
 
     def __init__(self, embedding_dim: int, mlp_dim: int, act: type[nn.Module] = nn.GELU) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU between them (SAM's hypernetworks and quality head)."""
+    """`num_layers` linear layers with ReLU in between (hypernetworks and quality head)."""
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
         super().__init__()

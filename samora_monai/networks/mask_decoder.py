@@ -1,4 +1,4 @@
-"""SAM's mask decoder, with as many mask tokens as the task needs.
+"""SAM's mask decoder with any number of mask tokens.
 
 SAM: https://arxiv.org/abs/2304.02643 (segment-anything, Apache-2.0); one mask token per class: SAMed,
 https://arxiv.org/abs/2304.13785 (MIT).
@@ -16,7 +16,7 @@ from samora_monai.networks.two_way_transformer import TwoWayTransformer
 
 
 class Decoded(NamedTuple):
-    """What a mask decoder made of an image: masks, and what a further stage builds on."""
+    """Masks of a mask decoder, and the features that a second stage needs."""
 
     masks: Tensor  # [B, T, 4 G, 4 G] logits
     quality_token: Tensor  # [B, dim]
@@ -37,9 +37,10 @@ def output_upscaling(dim: int) -> nn.Sequential:
 
 
 def hyper_masks(hypernetworks: nn.ModuleList, mask_tokens: Tensor, pixels: Tensor) -> Tensor:
-    """Token t's hypernetwork weighs the channels: `[B, T, dim]` and `[B, c, h, w]` -> logits `[B, T, h, w]`.
+    """Mask logits: `[B, T, dim]` and `[B, c, h, w]` -> `[B, T, h, w]`.
 
-    The hypernetworks have the same shapes: layer by layer all T of them are one batched product.
+    Hypernetwork t turns token t into the channel weights of mask t. All hypernetworks have equal shapes, so that each of
+    their layers is one batched product.
     """
     weights = mask_tokens.transpose(0, 1)  # [T, B, dim]
     layers = list(zip(*(cast(MLP, network).layers for network in hypernetworks), strict=True))
@@ -51,13 +52,13 @@ def hyper_masks(hypernetworks: nn.ModuleList, mask_tokens: Tensor, pixels: Tenso
 
 
 class MaskDecoder(nn.Module):
-    """Predicts one mask per mask token.
+    """Predict one mask per mask token.
 
     Args:
         dim: width of embeddings and tokens (256).
-        num_mask_tokens: T; SAM has 4 (one single mask and three multi-masks), SAMed one per class with background.
+        num_mask_tokens: T; SAM has 4 (a single mask and three multi-masks), SAMed one per class with background.
         rank: rank of the experts in the transformer (SAMed_s), 0 for none.
-        self_attention_first: the order of the transformer's blocks: SAM's, or H-SAM's.
+        self_attention_first: order within the transformer's blocks: true SAM's, false H-SAM's.
     """
 
     def __init__(self, dim: int, num_mask_tokens: int, rank: int = 0, self_attention_first: bool = True) -> None:
@@ -78,7 +79,7 @@ class MaskDecoder(nn.Module):
         dense_prompt_embeddings: Tensor,
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
-        """SAM's call: the single mask (token 0) or the multi-masks (tokens 1 and up) with their predicted IoU."""
+        """As in SAM: the single mask (token 0) or the multi-masks (tokens 1 and up), with their predicted IoU."""
         masks, iou = self.predict_masks(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         return masks[:, chosen], iou[:, chosen]
@@ -90,10 +91,7 @@ class MaskDecoder(nn.Module):
         sparse_prompt_embeddings: Tensor,
         dense_prompt_embeddings: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Masks of all tokens.
-
-        Args:
-            as of `decode`.
+        """Predict the masks of all tokens; for the arguments see `decode`.
 
         Returns:
             mask logits `[max(B, n), T, 4 G, 4 G]` and predicted IoU `[max(B, n), T]`.
@@ -108,10 +106,10 @@ class MaskDecoder(nn.Module):
         sparse_prompt_embeddings: Tensor,
         dense_prompt_embeddings: Tensor,
     ) -> Decoded:
-        """Masks of all tokens, and what they were made from.
+        """Predict the masks of all tokens, and return the features that they are computed from.
 
         Args:
-            image_embeddings: `[B, dim, G, G]`; one image may meet n prompts, one (empty) prompt may meet B images.
+            image_embeddings: `[B, dim, G, G]`; B = 1 with n prompts, or any B with n = 1.
             image_pe: `[1, dim, G, G]`.
             sparse_prompt_embeddings: `[n, tokens, dim]`.
             dense_prompt_embeddings: `[n, dim, G, G]`.

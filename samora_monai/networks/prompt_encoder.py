@@ -1,7 +1,7 @@
-"""SAM's prompt encoder: points, boxes and masks to embeddings, and what stands for "no prompt".
+"""SAM's prompt encoder: embeddings of points, boxes, masks and of "no prompt".
 
 Source: segment-anything (https://arxiv.org/abs/2304.02643), Apache-2.0.
-Differs from SAM's code in: the positional encoding keeps its precision under autocast and TF32.
+Differs from SAM's code in: the positional encoding is exact under autocast and TF32.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class PositionEmbeddingRandom(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Encodes prompts for the mask decoder.
+    """Encode prompts for the mask decoder.
 
     Args:
         embed_dim: width of the embeddings (256).
         grid: side G of the image embedding.
-        image_size: side of the padded network input, in whose pixels points and boxes are given.
+        image_size: side of the padded network input; points and boxes are in its pixels.
         mask_in_chans: hidden channels for mask prompts.
-        num_point_embeddings: 4 in SAM; H-SAM has 11, of which prompt-free segmentation uses none.
+        num_point_embeddings: 4 in SAM, 11 in H-SAM; prompt-free segmentation uses none.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PromptEncoder(nn.Module):
     def forward(
         self, points: tuple[Tensor, Tensor] | None = None, boxes: Tensor | None = None, masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Any combination of prompts, for n prompts at once.
+        """Encode n prompts, each any combination of points, boxes and masks.
 
         Args:
             points: coordinates `[n, p, 2]` (x, y) in pixels of the padded input, and labels `[n, p]`
@@ -109,7 +109,7 @@ class PromptEncoder(nn.Module):
 
     def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
         points = points + 0.5  # pixel centres
-        if pad:  # SAM's decoder expects a padding point where there is no box
+        if pad:  # SAM's decoder expects a padding point without a box
             points = torch.cat([points, points.new_zeros(len(points), 1, 2)], 1)
             labels = torch.cat([labels, labels.new_full((len(labels), 1), -1)], 1)
         embedding = self.pe_layer.encode(points / self.image_size)

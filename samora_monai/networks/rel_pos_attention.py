@@ -1,14 +1,14 @@
-"""Attention with SAM's decomposed relative position, without SAM's N x N weights in memory.
+"""Attention with SAM's decomposed relative position, without N x N weights in memory.
 
 Source: segment-anything (https://arxiv.org/abs/2304.02643), after MViTv2 (https://arxiv.org/abs/2112.01526).
 
     logits[(y, x), (v, u)] = scale * q . k + q[y, x] . Rh[y - v] + q[y, x] . Rw[x - u]        (q unscaled in Rh, Rw)
 
-Differs from SAM's code in: the fused kernels of torch, in two exact forms (measured in benchmarks/speed.py):
-- the position terms become an additive bias, for a few heads at a time, so that it never leaves the processor's cache;
-  the backward pass computes the weights again instead of keeping them. The faster form on CPU;
+Differs from SAM's code in: it uses torch's fused kernels, in two exact forms (measured in benchmarks/speed.py):
+- the position terms are an additive bias, computed for a few heads at a time so that it stays in the processor's cache;
+  the backward pass recomputes the weights. Faster on CPU;
 - the position terms are folded into wider queries and keys, `q' = [scale q, q Rh, q Rw]`,
-  `k' = [k, onehot(v), onehot(u)]`, which needs no bias at all. The form for GPUs, and for torch.compile and export.
+  `k' = [k, onehot(v), onehot(u)]`, which need no bias. For GPUs, torch.compile and export.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PART = 2**19  # elements of the bias that are computed at once: 2 MB in float32
+PART = 2**19  # elements of the bias computed at once: 2 MB in float32
 
 
 def relative_rows(table: Tensor, size: int) -> Tensor:
-    """Rows of a relative-position table for every pair of positions on one axis.
+    """Rows of a relative-position table for each pair of positions on one axis.
 
     Args:
-        table: `[rows, head_dim]`; resized linearly along rows if it has not `2 * size - 1` of them.
+        table: `[rows, head_dim]`; resized linearly along rows unless it has `2 * size - 1` rows.
         size: side of the window or grid.
 
     Returns:
@@ -55,8 +55,8 @@ def rel_pos_attention(
         q: `[B, heads, h * w, head_dim]`, tokens in row-major order, from the top left of the window.
         k, v: `[B, heads, S * S, head_dim]`.
         rel_pos_h, rel_pos_w: tables `[2 S - 1, head_dim]`, shared by the heads.
-        folded: which of the two exact forms; by default the one for the device, or for a compiler.
-        query_grid: h and w; by default all of the window, S and S.
+        folded: use the second form; by default on devices other than CPU and when compiling.
+        query_grid: h and w; by default S and S, the whole window.
 
     Returns:
         `[B, heads, h * w, head_dim]`.
@@ -66,7 +66,7 @@ def rel_pos_attention(
     rows_h = relative_rows(rel_pos_h, size)[:height].to(q.dtype)
     rows_w = relative_rows(rel_pos_w, size)[:width].to(q.dtype)
     if folded is None:
-        folded = q.device.type != "cpu" or torch.compiler.is_compiling()  # a graph for any number of images
+        folded = q.device.type != "cpu" or torch.compiler.is_compiling()  # one graph for any number of images
     if folded:
         return _folded_attention(q, k, v, rows_h, rows_w)
     return _BiasedAttention.apply(q, k, v, rows_h, rows_w)
@@ -80,7 +80,7 @@ def _position_terms(q: Tensor, rows_h: Tensor, rows_w: Tensor) -> tuple[Tensor, 
 
 def _folded_attention(q: Tensor, k: Tensor, v: Tensor, rows_h: Tensor, rows_w: Tensor) -> Tensor:
     dim, size = q.shape[-1], rows_h.shape[1]
-    spare = -(dim + 2 * size) % 8  # the fused kernels want one head width for q, k and v, a multiple of 8
+    spare = -(dim + 2 * size) % 8  # the fused kernels need one head width for q, k and v, a multiple of 8
     positions = [t.flatten(2, 3) for t in _position_terms(q, rows_h, rows_w)]
     q = torch.cat([q * dim**-0.5, *positions, q.new_zeros(*q.shape[:3], spare)], -1)
     eye = torch.eye(size, dtype=k.dtype, device=k.device)
@@ -90,7 +90,7 @@ def _folded_attention(q: Tensor, k: Tensor, v: Tensor, rows_h: Tensor, rows_w: T
 
 
 class _BiasedAttention(torch.autograd.Function):
-    """Attention with an additive bias that is made, used and dropped part by part, forwards and backwards.
+    """Attention with an additive bias that is computed and discarded part by part, in both passes.
 
     With P the weights, dP = dO V^T and dL the gradient of the logits:
     `dL = P * (dP - rowsum(P * dP))`, `dV = P^T dO`, `dK = scale dL^T Q`,
@@ -150,6 +150,6 @@ def _bias(q: Tensor, rows_h: Tensor, rows_w: Tensor) -> Tensor:
 
 
 def _empty_like(t: Tensor) -> Tensor:
-    """Uninitialised, with a token's heads side by side in memory, as the projections want them."""
+    """An uninitialised tensor with the heads of a token adjacent in memory, as the projections need them."""
     batch, heads, tokens, dim = t.shape
     return t.new_empty(batch, tokens, heads, dim).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The segmentation network: SAM's encoder and decoder around any image size, prompt-free or with prompts."""
+"""The segmentation network: SAM's encoder and decoders for images of any size, prompt-free or with prompts."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from samora_monai.strict import StrictlyLoaded
 
 
 def resize_image(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """`[B, C, H, W]` -> `[B, C, *size]`, bilinear, antialiased where it shrinks."""
+    """Resize `[B, C, H, W]` to `[B, C, *size]`, bilinear, antialiased when shrinking."""
     if x.shape[-2:] == size:
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class Segmenter(StrictlyLoaded):
-    """SAM's three parts under SAM's names, and the way from an image to class logits.
+    """SAM's three parts under SAM's names: images in, class logits out.
 
     Args:
         image_encoder, prompt_encoder, mask_decoder: the parts.
         mask_decoder2: H-SAM's second decoder, if any.
         image_size: side S of the network's square input.
         in_channels: 1 (grey, repeated to three channels) or 3.
-        pixel_mean, pixel_std: statistics per channel for images in [0, 1].
-        stage: what a network with two decoders answers in evaluation: the mean of both (3) or the second alone (2).
+        pixel_mean, pixel_std: statistics of each channel, for images in [0, 1].
+        stage: output of a network with two decoders in evaluation: 3 the mean of both, 2 the second alone.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Segmenter(StrictlyLoaded):
         return DECODERS[self.mask_decoder2 is not None]
 
     def describe(self) -> str:
-        """One line for people: what is built."""
+        """Describe the network in one line."""
         decoder = "SAM decoder"
         if self.mask_decoder2 is not None:
             gate = " with class-balanced attention" if self.mask_decoder2.class_attention is not None else ""
@@ -81,7 +81,7 @@ class Segmenter(StrictlyLoaded):
         return f"{self.describe_encoder()}; {decoder}, {self.num_classes} classes"
 
     def describe_encoder(self) -> str:
-        """The encoder's part of that line."""
+        """Describe the encoder in one line."""
         encoder = self.image_encoder
         experts = f"experts {', '.join(encoder.experts)}" if encoder.experts else "no expert"
         fusion = f", HL-Attn on {encoder.fusion} outputs" if encoder.fusion else ""
@@ -92,12 +92,12 @@ class Segmenter(StrictlyLoaded):
 
         Args:
             x: `[B, in_channels, H, W]`, any H and W, values in [0, 1].
-            label: `[B, 1, h, w]` class numbers; only class-balanced attention wants them, and only in training.
+            label: `[B, 1, h, w]` class numbers; only used by class-balanced attention in training.
 
         Returns:
-            logits `[B, num_classes, H, W]` in evaluation. In training each decoder's at its own resolution, on which
-            its loss is defined: `[B, num_classes, S/4, S/4]` of SAM's; a list of these and `[B, num_classes, S, S]`
-            of the hierarchical one.
+            logits `[B, num_classes, H, W]` in evaluation. In training the logits of each decoder at its own resolution:
+            `[B, num_classes, S/4, S/4]` with SAM's decoder; a list of these and `[B, num_classes, S, S]` with the
+            hierarchical one.
         """
         stages = self.stage_logits(x, label)
         if self.training:
@@ -109,7 +109,7 @@ class Segmenter(StrictlyLoaded):
         return masks[0] if len(masks) == 1 else (masks[0] + masks[1]) / 2
 
     def stage_logits(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Logits of each decoder: `[B, num_classes, S/4, S/4]` and, of a second one, `[B, num_classes, S, S]`."""
+        """Logits of each decoder: `[B, num_classes, S/4, S/4]` and, with a second one, `[B, num_classes, S, S]`."""
         sparse, dense = self.prompt_encoder()
         pe = self.prompt_encoder.get_dense_pe()
         embedding = self.image_encoder(self.preprocess(x))
@@ -119,7 +119,7 @@ class Segmenter(StrictlyLoaded):
         return first.masks, self.mask_decoder2.predict_masks(embedding, pe, dense, first, label)[0]
 
     def low_res_logits(self, x: Tensor) -> Tensor:
-        """`[B, in_channels, H, W]` in [0, 1] -> `[B, num_classes, S/4, S/4]`, of the first decoder."""
+        """Logits of the first decoder: `[B, in_channels, H, W]` in [0, 1] -> `[B, num_classes, S/4, S/4]`."""
         return self.stage_logits(x)[0]
 
     def encode(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
@@ -127,15 +127,15 @@ class Segmenter(StrictlyLoaded):
         return self.image_encoder.tokens(self.preprocess(x), blocks)
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """`[B, in_channels, H, W]` in [0, 1] -> the encoder's input `[B, 3, S, S]`."""
+        """Resize and normalise: `[B, in_channels, H, W]` in [0, 1] -> input of the encoder `[B, 3, S, S]`."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise InputError(f"expected images [B, {self.in_channels}, H, W], got {list(x.shape)}")
-        x = convert_to_tensor(x, track_meta=False)  # the metadata of a MONAI tensor would slow down every operation
+        x = convert_to_tensor(x, track_meta=False)  # metadata would slow down every operation
         x = resize_image(x, (self.image_size, self.image_size))
-        return (x - self.pixel_mean) / self.pixel_std  # a grey image is repeated by broadcasting
+        return (x - self.pixel_mean) / self.pixel_std  # broadcasting repeats a grey image
 
     def predict_masks(self, records: Sequence[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
-        """Promptable segmentation, as `Sam.forward` of segment-anything.
+        """Promptable segmentation, as in `Sam.forward` of segment-anything.
 
         Args:
             records: for each image a dict with `image` `[3 or 1, h, w]` in [0, 1], its longer side already S (the
@@ -146,10 +146,10 @@ class Segmenter(StrictlyLoaded):
 
         Returns:
             for each image `mask_logits` `[n, T, H, W]` (a mask is where they exceed 0), `iou_predictions`
-            `[n, T]` and `low_res_logits` `[n, T, S/4, S/4]`, to be given as the next `mask_inputs`.
+            `[n, T]` and `low_res_logits` `[n, T, S/4, S/4]`, for use as the next `mask_inputs`.
 
         Raises:
-            InputError: the decoder is the hierarchical one, which knows no prompts, or an image is too large.
+            InputError: the decoder is the hierarchical one, which takes no prompts; an image is too large.
         """
         if self.mask_decoder2 is not None:
             raise InputError("the hierarchical decoder takes no prompts; build the network with decoder='sam'")

@@ -1,4 +1,4 @@
-"""Which parameters train, by name: the one place where it is said."""
+"""Choose by name which parameters train."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from samora_monai.errors import InputError
 
-# What prompt-free segmentation never uses gets no gradient in any system: other prompts and the quality head.
+# Prompt-free segmentation does not use other prompts and the quality head, so that they get no gradient.
 _UNUSED = r"prompt_encoder\.(?!no_mask_embed)|mask_decoder2?\.iou_prediction_head"
 _DECODER = r"prompt_encoder\.no_mask_embed|mask_decoder2?\."
 _EXPERTS = r"image_encoder\.blocks\.\d+\.attn\.experts\."
@@ -20,12 +20,12 @@ _DECODER_BASE = r"mask_decoder\.transformer\.(?!.*\.expert\.)"
 def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, str]:
     """Regular expressions (to train, never to train) on parameter names.
 
-    - `"adapters"`: the decoder and the experts; under a fusion HL-Attn instead of the experts, which stay frozen, a
-      single one too; with experts in the decoder its transformer stays frozen too (SAMed_s);
-    - `"adapters+experts"`: under a fusion the experts too, beside HL-Attn and the decoder;
-    - `"experts"`: the encoder's experts alone, for their pretraining;
-    - `"decoder"`: the decoder alone;
-    - `"all"`: everything that prompt-free segmentation uses, for training from scratch.
+    - `"adapters"`: the decoder and the experts; with a fusion, the decoder and HL-Attn, while the experts stay frozen,
+      even a single one; with experts in the decoder (SAMed_s) the decoder's transformer stays frozen;
+    - `"adapters+experts"`: the decoder, the experts and HL-Attn;
+    - `"experts"`: only the experts of the encoder, for their pretraining;
+    - `"decoder"`: only the decoder;
+    - `"all"`: all parameters that prompt-free segmentation uses, for training from scratch.
     """
     names = [name for name, _ in net.named_parameters()]
     frozen = _UNUSED
@@ -38,7 +38,7 @@ def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, st
     if train == "decoder":
         return _DECODER, frozen
     if train == "adapters":
-        # the module, for over a single expert it has no parameters
+        # modules, because HL-Attn of a single expert has no parameters
         fused = any(re.fullmatch(_FUSION, name) for name, _ in net.named_modules())
         return f"{_DECODER}|{_HL_ATTN if fused else _EXPERTS}", frozen
     if train == "adapters+experts":
@@ -48,7 +48,7 @@ def trainable_patterns(net: nn.Module, train: str = "adapters") -> tuple[str, st
 
 
 def set_trainable(net: nn.Module, train: str = "adapters") -> list[str]:
-    """Sets `requires_grad` of every parameter of `net`; returns the names of those that train.
+    """Set `requires_grad` of all parameters of `net`, and return the names of those that train.
 
     Raises:
         InputError: `train` is none of the choices of `trainable_patterns`.

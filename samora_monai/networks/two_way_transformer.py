@@ -1,8 +1,8 @@
-"""SAM's two-way transformer: prompt and mask tokens attend to the image and the image attends to them.
+"""SAM's two-way transformer: prompt and mask tokens attend to the image, and the image attends to them.
 
 Source: segment-anything (https://arxiv.org/abs/2304.02643), Apache-2.0.
-Differs from SAM's code in: fused attention kernels; an expert may stand beside the q and v projections (SAMed_s);
-the order of a block and a prior on its cross-attentions are arguments (H-SAM, https://arxiv.org/abs/2403.18271).
+Differs from SAM's code in: fused attention kernels; optional experts on the q and v projections (SAMed_s); the order of
+a block and a prior on its cross-attentions are arguments (H-SAM, https://arxiv.org/abs/2403.18271).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from samora_monai.networks.layers import MLPBlock
 
 
 class TokenAttention(nn.Module):
-    """Attention between two token sets; SAM downscales the inner width of the cross-attentions by two.
+    """Attention between two sets of tokens; in SAM the inner width of the cross-attentions is half the token width.
 
     Args:
         dim: width of the tokens.
         inner_dim: inner width.
         num_heads: number of heads.
-        rank: rank of the low-rank expert on q and v; 0 for none.
+        rank: rank of the expert on q and v, 0 for none.
     """
 
     def __init__(self, dim: int, inner_dim: int, num_heads: int, rank: int = 0) -> None:
@@ -36,14 +36,14 @@ class TokenAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, prior: Tensor | None = None) -> Tensor:
         """q: `[B or 1, n, dim]`; k, v: `[B or 1, m, dim]` -> `[B, n, dim]`.
 
-        `prior`, `[B, n, m]`, multiplies the attention's weights after their softmax; they are not normalised again.
+        `prior` `[B, n, m]` multiplies the attention weights after the softmax, without renormalisation.
         """
         query, value = self.q_proj(q), self.v_proj(v)
         if self.expert is not None:
             query = query + self.expert.linear_b_q(self.expert.linear_a_q(q))
             value = value + self.expert.linear_b_v(self.expert.linear_a_v(v))
         heads = [t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, self.k_proj(k), value)]
-        batch = max(t.shape[0] for t in heads)  # tokens without prompts have batch 1 until they meet the images
+        batch = max(t.shape[0] for t in heads)  # tokens without prompts have batch size 1
         query, key, value = (t.expand(batch, -1, -1, -1) for t in heads)
         if prior is None:
             out = F.scaled_dot_product_attention(query, key, value)
@@ -96,22 +96,22 @@ class TwoWayAttentionBlock(nn.Module):
         return queries, self.norm4(keys + attended)
 
     def _attend_to_tokens(self, queries: Tensor, query_pe: Tensor) -> Tensor:
-        if self.first:  # as in SAM: no positional encoding and no residual, the queries are the encoding themselves
+        if self.first:  # as in SAM: no positional encoding (the queries are the encoding) and no residual
             return self.norm1(self.self_attn(queries, queries, queries))
         q = queries + query_pe
         return self.norm1(queries + self.self_attn(q, q, queries))
 
 
 class TwoWayTransformer(nn.Module):
-    """A stack of two-way blocks and a last look of the tokens at the image.
+    """A stack of two-way blocks, and a final attention of the tokens to the image.
 
     Args:
         depth: number of blocks.
         dim, num_heads, mlp_dim: width of the tokens, heads of every attention, width of the MLPs.
-        rank: rank of the experts on every attention's q and v, 0 for none.
-        self_attention_first: SAM's order; H-SAM's blocks look at the image first and then at the other tokens.
-        cross_dim: inner width of the blocks' cross-attentions; `None` is `dim / 2`, as in SAM.
-        dropout: on what the tokens take from the image in the blocks.
+        rank: rank of the experts on q and v of all attentions, 0 for none.
+        self_attention_first: SAM's order; in H-SAM the tokens attend to the image before they attend to each other.
+        cross_dim: inner width of the cross-attentions in the blocks; None is `dim / 2`, as in SAM.
+        dropout: on the output of the token-to-image attention in the blocks.
     """
 
     def __init__(
@@ -136,13 +136,13 @@ class TwoWayTransformer(nn.Module):
     def forward(
         self, image_embedding: Tensor, image_pe: Tensor, point_embedding: Tensor, prior: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Lets tokens and image exchange.
+        """Update tokens and image.
 
         Args:
             image_embedding: `[B, dim, G, G]`.
             image_pe: `[1 or B, dim, G, G]`.
-            point_embedding: tokens `[B or 1, n, dim]`, also their own positional encoding.
-            prior: `[B, n, G * G]`, what multiplies the weights of the blocks' cross-attentions, both ways.
+            point_embedding: tokens `[B or 1, n, dim]`, which are also their positional encoding.
+            prior: `[B, n, G * G]`, multiplies the weights of the cross-attentions in the blocks, in both directions.
 
         Returns:
             tokens `[B, n, dim]` and image tokens `[B, G * G, dim]`.

@@ -1,9 +1,9 @@
-"""Square windows of a token grid: where SAM's windowed blocks attend.
+"""Attention within square windows of a token grid.
 
 SAM pads the grid at the bottom and right with zero tokens up to a multiple of the window; the padded tokens are *not*
 masked, they enter the softmax as keys.
-Differs from SAM's code in: projections run on the true grid, a padded token's key and value are what the projection
-leaves of zero; and padded tokens ask no queries, for the answers would be cropped.
+Differs from SAM's code in: only the true grid is projected, and the key and value of a padded token are the projection
+of zero; padded tokens have no queries, because their outputs would be cropped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
 
 
 class Windows:
-    """How a grid of `size x size` tokens is cut for attention.
+    """Windows of a grid of `size x size` tokens.
 
     Args:
         size: side of the token grid.
@@ -30,18 +30,18 @@ class Windows:
         self.side = window or size
         whole = size - size % self.side
         spans = [slice(*span) for span in ((0, whole), (whole, size)) if span[0] < span[1]]
-        # the whole windows; those cut off at the right, at the bottom, and at the corner
+        # the whole windows; those cut off at the right, at the bottom, and in the corner
         self.areas = [(slice(None), rows, columns) for rows, columns in product(spans, spans)]
 
     def attend(
         self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, num_heads: int, pad_k: Tensor, pad_v: Tensor
     ) -> Tensor:
-        """Attention within every window.
+        """Attend within each window.
 
         Args:
-            attention: attention of many windows of one shape.
+            attention: computes the attention of many windows of one shape.
             q, k, v: `[B, h, w, C]`.
-            num_heads: heads that C is divided into.
+            num_heads: number of heads.
             pad_k, pad_v: key and value of a padded token, `[C]`.
 
         Returns:
@@ -69,9 +69,9 @@ class Windows:
         return x.permute(0, 1, 3, 5, 2, 4, 6)
 
     def _pad(self, x: Tensor, pad: Tensor) -> Tensor:
-        """Fills `[B, h, w, C]` at the bottom and right, up to a multiple of the window."""
+        """Pad `[B, h, w, C]` at the bottom and right to a multiple of the window."""
         bottom, right = (-n % self.side for n in x.shape[1:3])
-        pad = pad.to(x.dtype)  # autocast computes x, not a parameter
+        pad = pad.to(x.dtype)  # under autocast x is narrower than the parameter
         if right:
             x = torch.cat([x, pad.expand(*x.shape[:2], right, -1)], 2)
         if bottom:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from samora_monai.losses import build_loss
-from samora_monai.networks import LEVELS, build_segmenter
+from samora_monai.networks import LEVELS, SegmenterConfig, build_segmenter
 from samora_monai.networks.hl_attn import HLAttn
 from tests.tiny import IDENTITY, image, refused, tiny
 
@@ -148,6 +148,23 @@ def test_images_larger_than_the_network_are_refused_with_prompts():
         ({"experts": "image"}, ("'image'", "list")),
         ({"experts": ("image", "image")}, ("different names",)),
         ({"rank": 0}, ("rank is 0", "at least 1")),
+        ({"rank": 2.5}, ("rank is 2.5", "must be whole")),
+        ({"rank": True}, ("rank is True", "must be whole")),
+        ({"rank": 129}, ("rank is 129", "the encoder is 128 wide", "smaller rank")),
+        ({"image_size": [224, 224]}, ("image_size is [224, 224]", "multiple of 16")),
+        ({"image_size": 224.0}, ("image_size is 224.0", "multiple of 16")),
+        ({"encoder": 5}, ("unknown encoder 5", "dict of sizes")),
+        ({"encoder": {"width": 32}}, ("unknown size 'width'", "embed_dim, depth")),
+        ({"dropout": 0.1}, ("unknown option 'dropout'", "encoder, image_size, ")),
+        ({"stage": 4}, ("stage is 4", "3 (mean of both stages)")),
+        ({"class_balanced_attention": True}, ("class_balanced_attention", "decoder='hierarchical'")),
+        ({"class_balanced_attention": "yes"}, ("true or false for class_balanced_attention", "'yes'")),
+        ({"decoder": "hierarchical", "decoder_rank": 4}, ("decoder_rank is 4", "decoder_rank=0")),
+        ({"decoder": "hierarchical", "embedding_noise": -0.1}, ("embedding_noise is -0.1", "at least 0")),
+        ({"experts": None}, ("experts is None", "list")),
+        ({"fusion_order": "image"}, ("fusion_order is 'image'", "list")),
+        ({"fusion_order": ["image", "lesion"]}, ("fusion_order has 'lesion'", "image, patch, pixel")),
+        ({"fusion_start": "ones"}, ("'ones'", "'zero' or 'random'")),
         ({"decoder_rank": -1}, ("decoder_rank -1", "at least 1 and 0")),
         ({"experts": LEVELS, "fusion": "mean"}, ("'mean'", "'attention', 'block' or null")),
         ({"experts": (), "fusion": "block"}, ("'block'", "needs experts")),
@@ -165,6 +182,30 @@ def test_images_larger_than_the_network_are_refused_with_prompts():
 def test_settings_that_do_not_fit_are_refused(settings, words):
     with refused(*words), torch.device("meta"):
         build_segmenter(**{"encoder": "tiny", **settings})
+
+
+def test_options_as_a_command_line_gives_them():
+    """Lists, and true as text."""
+    config = SegmenterConfig(
+        "tiny", 64, decoder="hierarchical", experts=["image"], fusion="block", class_balanced_attention="true"
+    )
+    assert config == SegmenterConfig(
+        "tiny", 64, decoder="hierarchical", experts=("image",), fusion="block", class_balanced_attention=True
+    )
+    assert (config.experts, config.levels, config.class_balanced_attention) == (("image",), ("image",), True)
+    with torch.device("meta"):
+        assert build_segmenter(config).mask_decoder2.class_attention is not None
+
+
+def test_options_replace_those_of_a_given_config():
+    config = SegmenterConfig("tiny", 64, num_classes=5, rank=2)
+    with torch.device("meta"):
+        net = build_segmenter(config)
+        assert (net.image_size, net.num_classes, net.image_encoder.rank) == (64, 5, 2)
+        net = build_segmenter(config, 96, rank=3)
+        assert (net.image_size, net.num_classes, net.image_encoder.rank) == (96, 5, 3)
+    with refused("rank is 0"):
+        build_segmenter(config, rank=0)
 
 
 def test_a_subset_of_the_levels_passes_over_the_others_in_fusion_order():
