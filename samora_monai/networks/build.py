@@ -14,6 +14,7 @@ from samora_monai.networks.mask_decoder import MaskDecoder
 from samora_monai.networks.prompt_encoder import PromptEncoder
 from samora_monai.networks.segmenter import Segmenter
 from samora_monai.networks.trainable import set_trainable
+from samora_monai.settings import flag
 
 PIXEL_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)  # SAM's statistics, for images in [0, 1]
 PIXEL_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
@@ -28,7 +29,7 @@ def build_segmenter(
     pixel_mean: Sequence[float] = PIXEL_MEAN,
     pixel_std: Sequence[float] = PIXEL_STD,
     embedding_noise: float = 0.2,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | str = False,
     **options: Any,
 ) -> Segmenter:
     """Build a network with random weights.
@@ -75,7 +76,7 @@ def build_segmenter(
             fusion_order=config.levels,
             fusion_width=config.fusion_width,
             fusion_start=fusion_start,
-            gradient_checkpointing=gradient_checkpointing,
+            gradient_checkpointing=flag(gradient_checkpointing, "gradient_checkpointing"),
             **config.encoder_sizes,
         ),
         PromptEncoder(
