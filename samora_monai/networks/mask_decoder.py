@@ -39,8 +39,8 @@ def output_upscaling(dim: int) -> nn.Sequential:
 def hyper_masks(hypernetworks: nn.ModuleList, mask_tokens: Tensor, pixels: Tensor) -> Tensor:
     """Mask logits: `[B, T, dim]` and `[B, c, h, w]` -> `[B, T, h, w]`.
 
-    Hypernetwork t turns token t into the channel weights of mask t. All T have equal shapes, so that each of their layers
-    is one batched product.
+    Hypernetwork t turns token t into the channel weights of mask t. All T have equal shapes, so that each of their
+    layers is one batched product.
     """
     weights = mask_tokens.transpose(0, 1)  # [T, B, dim]
     layers = list(zip(*(cast(MLP, network).layers for network in hypernetworks), strict=True))
