@@ -1,4 +1,4 @@
-"""Inference on a folder of scans: shares of processes, resuming, and scans that cannot be read."""
+"""Inference on a folder of scans: the share of each process, resuming, and scans that cannot be read."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ def scans_to_segment(
 ) -> list[dict[str, str]]:
     """Select the scans of this process; with `resume`, only those without a label of the same provenance.
 
-    A label counts as finished if its file is complete and was made by the same model and settings from the same scan.
-    Temporary files that killed runs left beside this process's labels are removed.
+    Remove the temporary files that killed runs left beside this process's labels.
 
     Args:
         scans: `{"image": path}` of all processes, in the same order in each.
-        saver: gives the label file of each scan.
+        saver: transform that writes the label files.
         provenance: of the labels of this run.
         share: rank of this process and number of processes.
-        resume: skip finished scans.
+        resume: skip scans that have a complete label of the same provenance.
 
     Returns:
         `{"image": path, PROVENANCE: text}` for each scan.
@@ -68,22 +67,18 @@ class ReadableScans:
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.dataloader)
-        self.taken, self.failed = 0, []
-        while True:
+        self.failed = []
+        for self.taken in range(1, self.total + 1):
             try:
-                batch = next(batches, None)
+                batch = next(batches)
             except Exception as error:  # MONAI wraps the errors of transforms; a worker of the loader sends text
                 mistake = user_message(error)
                 if mistake is None:
                     raise
-                self.taken += 1
                 self.failed.append(mistake)
                 logger.info(f"[{self.taken}/{self.total}] no label: {mistake}")
-                continue
-            if batch is None:
-                return
-            self.taken += 1
-            yield batch
+            else:
+                yield batch
 
     def end(self) -> None:
         """Wait for all processes, then report the scans without a label.
@@ -97,7 +92,5 @@ class ReadableScans:
         if self.failed:
             count = f"{len(self.failed)} of {self.total} scans have no label"
             logger.info("\n  ".join([f"{count}:", *self.failed]))
-            raise InputError(
-                f"{count}, the first: {self.failed[0]}; "
-                "repair or remove them and add --resume true to segment only these"
-            )
+            remedy = "repair or remove them and add --resume true to segment only these"
+            raise InputError(f"{count}, the first: {self.failed[0]}; {remedy}")

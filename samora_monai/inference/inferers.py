@@ -36,15 +36,13 @@ class SliceLabelInferer(Inferer):
         """`[B, C, X, Y, Z]` in [0, 1] -> labels `[B, 1, X, Y, Z]`, uint8, with the device and the meta of `inputs`."""
         axis = self.slice_axis + 2
         labels = torch.empty((len(inputs), 1, *inputs.shape[2:]), dtype=torch.uint8, device=inputs.device)
-        # slices first: [B, C, X, Y, Z] -> [B, Z, C, X, Y]; the label map is written through a view of the same kind
-        source = convert_to_tensor(inputs, track_meta=False).movedim(axis, 1)
-        target = labels.movedim(axis, 1)
+        # slices first: [B, C, X, Y, Z] -> [B, Z, C, X, Y]; labels are written through a view of the same kind
+        source, target = convert_to_tensor(inputs, track_meta=False).movedim(axis, 1), labels.movedim(axis, 1)
         for volume, out in zip(source, target, strict=True):
-            for start in range(0, len(volume), self.batch_size):
-                chunk = slice(start, start + self.batch_size)
+            for chunk, part in zip(volume.split(self.batch_size), out.split(self.batch_size), strict=True):
                 with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
-                    logits = network(volume[chunk].contiguous(), *args, **kwargs)
-                out[chunk] = logits.max(1, keepdim=True).indices.to(torch.uint8)  # 17 times faster than argmax on a CPU
+                    logits = network(chunk.contiguous(), *args, **kwargs)
+                part.copy_(logits.max(1, keepdim=True).indices)  # 17 times faster than argmax on a CPU
         return convert_to_dst_type(labels, inputs, dtype=labels.dtype)[0]
 
 

@@ -1,7 +1,4 @@
-"""The provenance of a predicted label as a short text: equal texts mean equal labels.
-
-It is stored in the header of every label file, so that an interrupted run can resume without the finished labels.
-"""
+"""The provenance of a predicted label as a short text in its file's header; equal texts mean equal labels."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ from samora_monai.settings import flag
 
 
 class LabelProvenance:
-    """Hash of the model file, its settings, the version of this package, and the size and time of change of a scan.
+    """Hash of the model file, its settings, the version of this package, and the size and modification time of a scan.
 
     Args:
-        checkpoint: the model file; all of its bytes count.
+        checkpoint: the model file.
         model: settings of the model, as this run uses them.
         amp: whether the network runs under autocast.
     """
@@ -30,5 +27,5 @@ class LabelProvenance:
         self.run = json.dumps(run, sort_keys=True)
 
     def of(self, scan: str | os.PathLike[str]) -> str:
-        """The text for a volume file or the folder of a DICOM series: 53 characters."""
+        """Return the text, 53 characters, for a volume file or the folder of a DICOM series."""
         return f"samora_monai:{hashlib.sha1(json.dumps([self.run, fingerprint(scan)]).encode()).hexdigest()}"

@@ -20,13 +20,13 @@ TICKS = MaxNLocator(2, steps=[1, 1.25, 2, 2.5, 4, 5, 10])  # 0, the middle and t
 
 
 def scale_end(values: Sequence[float]) -> float:
-    """The upper end of a scale from 0 that holds all `values`; 1 if there are none."""
+    """Return the upper end of a scale from 0 that holds all `values`; 1 if there are none."""
     largest = max(values, default=0.0)
     return float(TICKS.tick_values(0, largest)[-1]) if largest > 0 else 1.0
 
 
 def axis(end: float) -> str:
-    """The axis labels 0, `end / 2` and `end`, placed above the plots."""
+    """Draw the axis labels 0, `end / 2` and `end`, to stand above the plots."""
     texts = "".join(
         f'<text x="{_x(part)}" y="12" text-anchor="{anchor}">{end * part:g}</text>'
         for part, anchor in ((0, "start"), (0.5, "middle"), (1, "end"))
@@ -35,12 +35,12 @@ def axis(end: float) -> str:
 
 
 def box_plot(values: Sequence[float], end: float, name: str) -> str:
-    """One plot: quartiles as a box, whiskers to the last value within 1.5 box lengths, a dot for each value beyond.
+    """Draw quartiles as a box, whiskers to the last value within 1.5 box lengths, a dot for each value beyond.
 
     Args:
         values: at least one, none NaN, in [0, end].
         end: upper end of the scale.
-        name: of the values; it begins the plot's accessible name, which summarises them.
+        name: of the values, with which the plot's accessible name begins.
     """
     stats = boxplot_stats(values)[0]
     low, median, high, dots = stats["q1"], stats["med"], stats["q3"], stats["fliers"]
@@ -58,8 +58,8 @@ def box_plot(values: Sequence[float], end: float, name: str) -> str:
             _line("median", median / end, 3, median / end, HEIGHT - 3),
         ]
     parts += [f'<circle class="dot" cx="{_x(value / end)}" cy="{middle:g}" r="3"/>' for value in dots]
-    start = f'<svg class="plot" width="100%" height="{HEIGHT}" role="img" aria-label="{text(summary)}">'
-    return start + "".join(parts) + "</svg>"
+    head = f'class="plot" width="100%" height="{HEIGHT}" role="img" aria-label="{text(summary)}"'
+    return f"<svg {head}>{''.join(parts)}</svg>"
 
 
 def _line(css_class: str, x1: float, y1: float, x2: float, y2: float) -> str:

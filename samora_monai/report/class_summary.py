@@ -9,7 +9,7 @@ import numpy as np
 
 from samora_monai.metrics import ClassMetrics
 
-METRICS = ("dice", "hd95_mm", "hd95_voxels", "samed_dice", "samed_hd95")
+METRICS = ClassMetrics._fields[1:]
 
 
 class ClassSummary(NamedTuple):
@@ -25,7 +25,7 @@ class ClassSummary(NamedTuple):
 def summarize(cases: Mapping[str, Sequence[ClassMetrics]], class_names: Sequence[str]) -> list[ClassSummary]:
     """Average over the cases for each foreground class, and last over these means, under the name `mean`.
 
-    The SAMed metrics are never NaN, so their means are over all cases, as in SAMed's code.
+    SAMed's metrics are never NaN, so that their means are over all cases, as in SAMed's code.
     """
     summaries = []
     for index, name in enumerate(class_names[1:], 1):
@@ -47,20 +47,17 @@ def mean_dice(rows: Iterable[ClassMetrics]) -> float:
 
 def mean(values: Iterable[float]) -> float:
     """Mean of the values that are not NaN; NaN if there are none."""
-    finite = [value for value in values if not np.isnan(value)]
-    return float(np.mean(finite)) if finite else float("nan")
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def worst_median_best(scores: Mapping[str, float]) -> dict[str, str]:
     """Select the `worst`, `median` and `best` case (`worst` and `best` of two, `only` of one), by rank.
 
-    Args:
-        scores: mean Dice by case; cases whose score is NaN are not ranked. The median of an even number of cases is the
-            lower one of the two in the middle.
+    Cases whose score, the mean Dice, is NaN are not ranked. The median of an even number is the lower middle one.
     """
     ranked = sorted((name for name in scores if not np.isnan(scores[name])), key=lambda name: (scores[name], name))
-    if len(ranked) == 1:
-        return {"only": ranked[0]}
-    if len(ranked) == 2:
-        return {"worst": ranked[0], "best": ranked[1]}
-    return {"worst": ranked[0], "median": ranked[(len(ranked) - 1) // 2], "best": ranked[-1]} if ranked else {}
+    last = len(ranked) - 1
+    few: dict[int, dict[str, int]] = {-1: {}, 0: {"only": 0}, 1: {"worst": 0, "best": 1}}
+    places = few.get(last, {"worst": 0, "median": last // 2, "best": last})
+    return {rank: ranked[place] for rank, place in places.items()}

@@ -18,9 +18,8 @@ def case_table(cases: Mapping[str, Sequence[ClassMetrics]], class_names: Sequenc
     """A header, and a row for each class of each case."""
     table = [["case", "class", "name", *METRICS]]
     for case, rows in cases.items():
-        for row in rows:
-            values = [f"{getattr(row, metric):.6f}" for metric in METRICS]
-            table.append([case, str(row.class_index), class_names[row.class_index], *values])
+        for index, *values in rows:
+            table.append([case, str(index), class_names[index], *(f"{value:.6f}" for value in values)])
     return table
 
 
