@@ -2,7 +2,7 @@
 
 from samora_monai.settings import check_run_settings
 from samora_monai.workflow.cases import RunCases, model_to_train, resolve_cases
-from samora_monai.workflow.pretraining import PretrainingEvaluator, check_not_given, check_pretraining
+from samora_monai.workflow.pretraining import PretrainingEvaluator, check_not_given, start_pretraining
 from samora_monai.workflow.processes import (
     leave_process_group,
     own_device,
@@ -25,7 +25,6 @@ __all__ = [
     "PretrainingEvaluator",
     "RunCases",
     "check_not_given",
-    "check_pretraining",
     "check_run_settings",
     "leave_process_group",
     "load_base",
@@ -41,6 +40,7 @@ __all__ = [
     "resolve_cases",
     "shared_sampler",
     "start",
+    "start_pretraining",
     "start_teacher",
     "wrap",
 ]

@@ -11,27 +11,39 @@ import torch
 from ignite.metrics import Loss
 from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys as Keys
+from monai.utils import set_determinism
 
 from samora_monai.data import UnlabeledScans, check_modality, check_output_dir
 from samora_monai.errors import InputError
 from samora_monai.settings import check_run_settings, flag
+from samora_monai.workflow.startup import start
 
 
-def check_pretraining(
-    scans: UnlabeledScans, modality: str, output_dir: str | os.PathLike[str], **settings: Any
+def start_pretraining(
+    scans: UnlabeledScans,
+    modality: str,
+    output_dir: str | os.PathLike[str],
+    *,
+    device: torch.device | str,
+    distributed: bool | str,
+    seed: int,
+    **settings: Any,
 ) -> None:
-    """Check the settings of a pretraining before anything is read or computed.
+    """Start a pretraining: `start`, then checks of its settings, then seeds equal in all processes.
 
     Args:
         scans: some of them must be held out, since the weights with the lowest loss on them are kept.
         modality: must be that of the datalist, if it states one.
         output_dir: must be writable.
+        device, distributed: see `start`.
+        seed: of the initial weights; `LastCheckpoint` derives the seeds of epochs from it.
         settings: tunables by their names, see `check_run_settings`.
 
     Raises:
         InputError: a check failed.
     """
-    check_run_settings(**settings)
+    start(device, distributed)
+    check_run_settings(seed=seed, **settings)
     if not scans.validation:
         raise InputError(
             f"no scan of {scans.source} is held out, but the best epoch is chosen on held-out scans; give two scans or "
@@ -39,6 +51,7 @@ def check_pretraining(
         )
     check_modality(scans, modality)
     check_output_dir(output_dir)
+    set_determinism(seed)
 
 
 def check_not_given(**settings: Any) -> None:
