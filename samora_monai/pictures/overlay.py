@@ -85,9 +85,7 @@ def save_overlay_png(
         pred, label: predicted and reference label map [H, W].
         class_names: in the order of the label values, background first.
     """
-    panels = {"Scan": None, "Reference": label, "Prediction": pred}
-    if label is None:
-        del panels["Reference"]
+    panels = {"Scan": None, **({} if label is None else {"Reference": label}), "Prediction": pred}
     height, width = image.shape
     side = 4.0  # inches
     figure = Figure(figsize=(side * len(panels), side * height / width + 1.1), facecolor="black", layout="constrained")

@@ -64,9 +64,9 @@ def worst_median_best(scores: Mapping[str, float]) -> dict[str, str]:
     Cases whose score, the mean Dice, is NaN are not ranked. The median of an even number is the lower middle one.
     """
     ranked = sorted((name for name in scores if not np.isnan(scores[name])), key=lambda name: (scores[name], name))
-    last = len(ranked) - 1
-    few: dict[int, dict[str, int]] = {-1: {}, 0: {"only": 0}, 1: {"worst": 0, "best": 1}}
-    places = few.get(last, {"worst": 0, "median": last // 2, "best": last})
+    places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
+    if len(ranked) < 3:
+        places = [{}, {"only": 0}, {"worst": 0, "best": 1}][len(ranked)]
     return {rank: ranked[place] for rank, place in places.items()}
 
 
