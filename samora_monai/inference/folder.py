@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
 from monai.data import DataLoader
 
+from samora_monai import __version__
+from samora_monai.checkpoints.files import file_sha256
+from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.data.label_files import PROVENANCE, SaveLabeld, read_provenance
+from samora_monai.data.scans import fingerprint
 from samora_monai.errors import InputError, user_message
-from samora_monai.inference.label_provenance import LabelProvenance
 from samora_monai.replacing import remove_unfinished
 from samora_monai.settings import flag
 
 logger = logging.getLogger(__name__)
+
+
+class LabelProvenance:
+    """What a label was made from, as a text in the header of its file: equal texts mean equal labels.
+
+    A hash of the model file, its settings, the version of this package, and the size and modification time of the scan.
+
+    Args:
+        checkpoint: the model file.
+        model: settings of the model, as this run uses them.
+        amp: whether the network runs under autocast.
+    """
+
+    def __init__(self, checkpoint: str | os.PathLike[str], model: ModelSettings, amp: bool | str) -> None:
+        run = [__version__, file_sha256(checkpoint), model.as_dict(), flag(amp, "amp")]
+        self.run = json.dumps(run, sort_keys=True)
+
+    def of(self, scan: str | os.PathLike[str]) -> str:
+        """Return the text, 53 characters, for a volume file or the folder of a DICOM series."""
+        return f"samora_monai:{hashlib.sha1(json.dumps([self.run, fingerprint(scan)]).encode()).hexdigest()}"
 
 
 def scans_to_segment(
@@ -67,8 +93,9 @@ class ReadableScans:
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.dataloader)
-        self.failed = []
-        for self.taken in range(1, self.total + 1):
+        self.taken, self.failed = 0, []
+        for _ in range(self.total):
+            self.taken += 1
             try:
                 batch = next(batches)
             except Exception as error:  # MONAI wraps the errors of transforms; a worker of the loader sends text

@@ -33,7 +33,7 @@ class SliceLabelInferer(Inferer):
         self.amp = flag(amp, "amp")
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """`[B, C, X, Y, Z]` in [0, 1] -> labels `[B, 1, X, Y, Z]`, uint8, with the device and the meta of `inputs`."""
+        """`[B, C, X, Y, Z]` in [0, 1] -> labels `[B, 1, X, Y, Z]`, uint8, with device and metadata of `inputs`."""
         axis = self.slice_axis + 2
         labels = torch.empty((len(inputs), 1, *inputs.shape[2:]), dtype=torch.uint8, device=inputs.device)
         # slices first: [B, C, X, Y, Z] -> [B, Z, C, X, Y]; labels are written through a view of the same kind
@@ -47,7 +47,7 @@ class SliceLabelInferer(Inferer):
 
 
 class SliceStackInferer(Inferer):
-    """Apply a network to a volume in batches of slices and stack its outputs, e.g. features or tokens.
+    """Apply a network to volumes in batches of slices and stack its outputs, e.g. features or tokens.
 
     Args:
         batch_size: slices in one forward pass.
@@ -59,9 +59,6 @@ class SliceStackInferer(Inferer):
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """`[B, C, X, Y, Z]` in [0, 1] -> `[B, ..., Z]` from outputs `[slices, ...]` of the network."""
-        source = convert_to_tensor(inputs, track_meta=False).movedim(-1, 1)  # [B, Z, C, X, Y]
-        outputs = [
-            torch.cat([network(chunk.contiguous(), *args, **kwargs) for chunk in volume.split(self.batch_size)])
-            for volume in source
-        ]
-        return torch.stack(outputs).movedim(1, -1)
+        slices = convert_to_tensor(inputs, track_meta=False).movedim(-1, 1).flatten(0, 1)  # [B * Z, C, X, Y]
+        outputs = [network(chunk.contiguous(), *args, **kwargs) for chunk in slices.split(self.batch_size)]
+        return torch.cat(outputs).unflatten(0, (len(inputs), -1)).movedim(1, -1)

@@ -36,8 +36,7 @@ def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None
 
     Args:
         image: [H, W], values in [0, 1] (others are clipped).
-        label: reference label map [H, W], or None.
-        pred: predicted label map [H, W], or None.
+        label, pred: reference and predicted label map [H, W], or None.
         num_classes: number of classes, background included.
 
     Returns:
@@ -59,21 +58,13 @@ def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None
 def axial_slices(volume: MetaTensor) -> np.ndarray:
     """Return axial slices in radiological orientation: foot to head, anterior at the top, patient's right on the left.
 
-    Args:
-        volume: [1, X, Y, Z] with an affine.
-
-    Returns:
-        [Z', H, W], a view of the volume; Z' is the axis nearest to the body's.
+    `[1, X, Y, Z]` with an affine -> `[Z', H, W]`; Z' is the axis of the volume that is nearest to the body's.
     """
     return convert_to_numpy(Orientation("LPS", labels=None)(volume))[0].transpose(2, 1, 0)
 
 
 def slice_with_most_classes(label: np.ndarray) -> int:
-    """Return the index of the slice with the most classes and, among such slices, the most labelled pixels.
-
-    Args:
-        label: label map [Z, H, W].
-    """
+    """Return the index of the slice of `[Z, H, W]` with the most classes and, among such, the most labelled pixels."""
     scores = [(len(np.unique(s[s > 0])), int(np.count_nonzero(s))) for s in label]
     ties = [z for z, score in enumerate(scores) if score == max(scores)]
     return ties[len(ties) // 2]  # the middle one, also of an empty map
@@ -85,21 +76,16 @@ def save_overlay_png(
     pred: np.ndarray,
     label: np.ndarray | None = None,
     class_names: Sequence[str] = ("background", "foreground"),
-    title: str | None = None,
 ) -> None:
     """Write scan, reference (if given) and prediction side by side, with a legend of the classes on the slice.
 
     Args:
         path: the PNG file; its folder is created if needed.
-        image: [H, W], values in [0, 1], rows from top to bottom.
-        pred: predicted label map [H, W].
-        label: reference label map [H, W].
+        image: [H, W], values in [0, 1].
+        pred, label: predicted and reference label map [H, W].
         class_names: in the order of the label values, background first.
-        title: one line at the top.
     """
-    panels = {"Scan": None, "Reference": label, "Prediction": pred}
-    if label is None:
-        del panels["Reference"]
+    panels = {"Scan": None, **({} if label is None else {"Reference": label}), "Prediction": pred}
     height, width = image.shape
     side = 4.0  # inches
     figure = Figure(figsize=(side * len(panels), side * height / width + 1.1), facecolor="black", layout="constrained")
@@ -107,8 +93,6 @@ def save_overlay_png(
         axis.imshow(overlay(image, labels, labels, len(class_names)), interpolation="lanczos")
         axis.set_title(name, color="white", fontsize=13)
         axis.set_axis_off()
-    if title is not None:
-        figure.suptitle(title, color="white", fontsize=14)
     shown = np.union1d(pred, pred if label is None else label).astype(int)
     colors = class_colors(len(class_names))
     handles = [Patch(color=colors[i], label=class_names[i]) for i in shown if i > 0]

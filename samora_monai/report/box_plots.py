@@ -37,10 +37,7 @@ def axis(end: float) -> str:
 def box_plot(values: Sequence[float], end: float, name: str) -> str:
     """Draw quartiles as a box, whiskers to the last value within 1.5 box lengths, a dot for each value beyond.
 
-    Args:
-        values: at least one, none NaN, in [0, end].
-        end: upper end of the scale.
-        name: of the values, with which the plot's accessible name begins.
+    There is at least one value; all are in [0, end]. The plot's accessible name begins with `name`.
     """
     stats = boxplot_stats(values)[0]
     low, median, high, dots = stats["q1"], stats["med"], stats["q3"], stats["fliers"]
@@ -51,10 +48,11 @@ def box_plot(values: Sequence[float], end: float, name: str) -> str:
         dots = values
     else:
         summary += f", quartiles {low:.4g} and {high:.4g}"
+        width = 100 * (1 - 2 * MARGIN) * (high - low) / end
         parts += [
             _line("whisker", stats["whislo"] / end, middle, low / end, middle),
             _line("whisker", high / end, middle, stats["whishi"] / end, middle),
-            f'<rect class="box" x="{_x(low / end)}" y="5" width="{_width((high - low) / end)}" height="14"/>',
+            f'<rect class="box" x="{_x(low / end)}" y="5" width="{width:.2f}%" height="14"/>',
             _line("median", median / end, 3, median / end, HEIGHT - 3),
         ]
     parts += [f'<circle class="dot" cx="{_x(value / end)}" cy="{middle:g}" r="3"/>' for value in dots]
@@ -68,7 +66,3 @@ def _line(css_class: str, x1: float, y1: float, x2: float, y2: float) -> str:
 
 def _x(part: float) -> str:
     return f"{100 * (MARGIN + (1 - 2 * MARGIN) * part):.2f}%"
-
-
-def _width(part: float) -> str:
-    return f"{100 * (1 - 2 * MARGIN) * part:.2f}%"

@@ -32,7 +32,7 @@ def case_article(case: RankedCase, class_names: Sequence[str]) -> str:
     """The case as an HTML `article`, with the largest error of the worst case and the organs of the others."""
     shown = case.slices.error if case.rank in ("worst", "only") else case.slices.organs
     return Template(read("case.html")).substitute(
-        case_pictures(shown, len(class_names))._asdict(),
+        case_pictures(shown, len(class_names)),
         title=TITLES[case.rank],
         name=text(case.name),
         mean_dice=number(mean_dice(case.rows), 3),

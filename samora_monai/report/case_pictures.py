@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -19,20 +18,12 @@ FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
 FONT_SIZE = 19
 
 
-class CasePictures(NamedTuple):
-    """PNG files of equal size as `data:` URIs."""
-
-    scan: str
-    reference: str  # filled and outlined
-    prediction: str  # filled, with the outline of the reference
-    width: int
-    height: int
-
-
-def case_pictures(shown: CaseSlice, num_classes: int) -> CasePictures:
+def case_pictures(shown: CaseSlice, num_classes: int) -> dict[str, str | int]:
     """Draw a slice with square pixels, and beside each class its number, as colours repeat after ten classes.
 
-    `num_classes` includes the background.
+    Returns:
+        PNG files as `data:` URIs: `scan`, `reference` (filled and outlined), `prediction` (filled, with the outline of
+        the reference); and their `width` and `height` in pixels.
     """
     extent = np.multiply(shown.image.shape, shown.pixel_mm)
     height, width = (max(1, round(side)) for side in (SIDE * extent / extent.max()).tolist())
@@ -51,7 +42,8 @@ def case_pictures(shown: CaseSlice, num_classes: int) -> CasePictures:
         picture.save(buffer, "PNG", optimize=True)
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
-    return CasePictures(drawn(None, None), drawn(label, label), drawn(label, pred), width, height)
+    pictures = {"scan": drawn(None, None), "reference": drawn(label, label), "prediction": drawn(label, pred)}
+    return {**pictures, "width": width, "height": height}
 
 
 def _draw_numbers(picture: Image.Image, labels: np.ndarray) -> None:

@@ -15,8 +15,7 @@ from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.engines import Evaluator
-from monai.utils import CommonKeys as Keys
-from monai.utils import ImageMetaKey
+from monai.utils import CommonKeys, ImageMetaKey
 
 from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.data.scans import case_name
@@ -25,8 +24,7 @@ from samora_monai.metrics import ClassMetrics, case_metrics
 from samora_monai.replacing import replacing
 from samora_monai.report.case_article import RankedCase
 from samora_monai.report.case_slices import SliceStore, select_slices
-from samora_monai.report.class_summary import mean_dice, summarize, worst_median_best
-from samora_monai.report.csv_tables import aligned_summary, case_table, summary_table, write_csv
+from samora_monai.report.class_summary import aligned_summary, mean_dice, summarize, worst_median_best, write_tables
 from samora_monai.report.page import report_page
 from samora_monai.report.provenance import Provenance
 
@@ -74,8 +72,9 @@ class CaseReport:
 
     def _evaluate(self, engine: Evaluator) -> None:
         for item in engine.state.output:
-            image, label, pred = item[Keys.IMAGE], item[Keys.LABEL], item[Keys.PRED]
-            path = _printable(str(image.meta[ImageMetaKey.FILENAME_OR_OBJ]))
+            image, label, pred = item[CommonKeys.IMAGE], item[CommonKeys.LABEL], item[CommonKeys.PRED]
+            # file names that are not UTF-8 can be opened, but neither logged nor written
+            path = str(image.meta[ImageMetaKey.FILENAME_OR_OBJ]).encode("utf-8", "backslashreplace").decode("utf-8")
             _check(path, image, label, pred)
             spacing = affine_to_spacing(label.affine, label.ndim - 1).tolist()
             rows = case_metrics(pred[0], label[0], len(self.class_names), spacing)
@@ -97,8 +96,7 @@ class CaseReport:
         shown = [RankedCase(rank, names[path], rows[path], slices[path]) for rank, path in ranked.items()]
         cases = {names[path]: rows[path] for path in sorted(rows, key=names.__getitem__)}
         summaries = summarize(cases, self.class_names)
-        write_csv(self.output_dir / "metrics.csv", case_table(cases, self.class_names))
-        write_csv(self.output_dir / "summary.csv", summary_table(summaries))
+        write_tables(self.output_dir, cases, self.class_names, summaries)
         logger.info(aligned_summary(summaries))
         page = report_page(cases, summaries, self.class_names, shown, self.facts, self.provenance.model.as_dict())
         with replacing(self.output_dir / "report.html") as unfinished:
@@ -120,11 +118,6 @@ def _check(path: str, image: Any, label: Any, pred: Any) -> None:
                 f"{name} {list(volume.shape)} and label {list(label.shape)} of '{path}' must be [1, X, Y, Z] on one "
                 "grid; take argmax and invert the transforms before the report"
             )
-
-
-def _printable(path: str) -> str:
-    # file names that are not UTF-8 can be opened, but neither logged nor written
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _unique_names(paths: Iterable[str]) -> dict[str, str]:

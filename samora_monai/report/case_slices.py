@@ -47,15 +47,12 @@ def select_slices(
 
     Args:
         image: the scan, [1, X, Y, Z], values in [0, 1] (others are clipped).
-        label: reference label map, [1, X, Y, Z] with an affine.
-        pred: predicted label map, [1, X, Y, Z].
+        label, pred: reference and predicted label map, [1, X, Y, Z].
         rows: the metrics of the case; at least one class is in the reference.
     """
     affine = label.affine
-    scan = axial_slices(_with_affine(image, affine))  # [Z', H, W], as the next two
-    reference, predicted = (
-        axial_slices(_with_affine(volume.round().to(torch.uint8), affine)) for volume in (label, pred)
-    )
+    volumes = (image, label.round().to(torch.uint8), pred.round().to(torch.uint8))
+    scan, reference, predicted = (axial_slices(_with_affine(volume, affine)) for volume in volumes)  # [Z', H, W]
     # the spacing depends on the affine alone
     oriented: Any = Orientation("LPS", labels=None)(_with_affine(torch.zeros(1, 1, 1, 1), affine))
     width_mm, height_mm, _ = affine_to_spacing(oriented.affine).tolist()

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from samora_monai.metrics import ClassMetrics
 from samora_monai.report.box_plots import axis, box_plot, scale_end
-from samora_monai.report.class_summary import ClassSummary
+from samora_monai.report.class_summary import Cases, ClassSummary
 from samora_monai.report.html_text import NOTHING, number, text
-
-Cases = Mapping[str, Sequence[ClassMetrics]]  # metrics by name of the case
 
 
 def dice_table(cases: Cases, summaries: Sequence[ClassSummary]) -> str:

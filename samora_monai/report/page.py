@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from samora_monai.metrics import ClassMetrics
 from samora_monai.report.case_article import RankedCase, case_article
-from samora_monai.report.class_summary import ClassSummary, mean_dice
+from samora_monai.report.class_summary import Cases, ClassSummary, mean_dice
 from samora_monai.report.class_tables import dice_table, hd95_table
 from samora_monai.report.html_text import number, read, text
 
 
 def report_page(
-    cases: Mapping[str, Sequence[ClassMetrics]],
+    cases: Cases,
     summaries: Sequence[ClassSummary],
     class_names: Sequence[str],
     shown_cases: Sequence[RankedCase],
@@ -34,8 +33,7 @@ def report_page(
         summaries: one for each foreground class, and last their mean.
         class_names: in the order of the label values, background first.
         shown_cases: from top to bottom.
-        facts: name and value of each fact about the run.
-        settings: settings of the model.
+        facts, settings: of the run and of the model, by name.
     """
     total = summaries[-1]
     unranked = ", ".join(name for name, rows in cases.items() if np.isnan(mean_dice(rows)))
