@@ -17,7 +17,7 @@ FILES = sorted(path for path in BUNDLES.glob("*/configs/*") if path.name in NAME
 
 
 def wiring(path: Path) -> Counter[str]:
-    """The lines of a config below its settings, without comments, blank lines, lone brackets and the format's own lines:
+    """The lines of a config below its settings, without comments, blank lines, lone brackets and lines of the format:
     the ids of `FORMAT`, and lines that only open a section."""
     text = path.read_text()
     if path.suffix == ".yaml":
