@@ -19,8 +19,7 @@ class Split:
     Args:
         modality: CT or MR.
         class_names: background first.
-        training: names of the training cases.
-        validation: names of the test cases of the papers.
+        training, validation: names of the training cases, and of the test cases of the papers.
         slices: the slices along the third axis to keep of each training case; cases without an entry are kept whole.
         num_slices: number of slices of each training case, where lists of slices depend on it.
     """
