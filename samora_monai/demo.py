@@ -75,20 +75,13 @@ def make_experts(folder: Path, base: Path, scans: Path) -> dict[str, Path]:
     files = {}
     for level in LEVELS:
         bundle = copy_bundle(f"samora_{level}_expert", folder / f"samora_{level}_expert")
-        network = {"teacher_network": "tiny"} if level in TEACHERS else {"decoder_features": "8"}
+        settings = TINY | EXPERT | ({"teacher_network": "tiny"} if level in TEACHERS else {"decoder_features": "8"})
         if level in TEACHERS:
-            settings = TEACHER | TEACHERS[level]
-            run_bundle(bundle, "teacher", "train.yaml", "teacher.yaml", dataset_dir=scans, **settings)
-        settings = network | TINY | EXPERT
+            teacher = TEACHER | TEACHERS[level]
+            run_bundle(bundle, "teacher", "train.yaml", "teacher.yaml", dataset_dir=scans, **teacher)
         run_bundle(bundle, "training", "train.yaml", dataset_dir=scans, sam_checkpoint=base, **settings)
         files[level] = bundle / "models" / "expert.pt"
     return files
-
-
-def read_dice(results: Path) -> dict[str, float]:
-    """Read the Dice of each class and their mean from the table of an evaluation."""
-    with open(results / "summary.csv", newline="", encoding="utf-8") as file:
-        return {row["name"]: float(row["dice"]) for row in csv.DictReader(file)}
 
 
 def main() -> None:
@@ -104,8 +97,8 @@ def main() -> None:
     base = make_base(folder)
     experts = make_experts(folder, base, scans)
 
-    samora = {"experts": str(list(LEVELS)), "fusion": "attention"}
-    samora |= {"trainable": "adapters"}  # as published: the experts stay frozen
+    # as published, the experts stay frozen
+    samora = {"experts": str(list(LEVELS)), "fusion": "attention", "trainable": "adapters"}
     samora |= {f"{level}_expert": str(file) for level, file in experts.items()}
     results, tables = folder / "results", {}
     for name, settings in {"SAMed": {}, "SAMora": samora}.items():
@@ -114,7 +107,8 @@ def main() -> None:
         training = TINY | FINE_TUNING | settings | {"decoder": args.decoder}
         run_bundle(bundle, "training", "train.yaml", sam_checkpoint=base, **common, **training)
         run_bundle(bundle, "evaluating", "train.yaml", "evaluate.yaml", **common)
-        tables[name] = read_dice(results / name.lower())
+        with open(common["output_dir"] / "summary.csv", newline="", encoding="utf-8") as file:
+            tables[name] = {row["name"]: float(row["dice"]) for row in csv.DictReader(file)}
 
     scan = min((scans / "imagesVal").iterdir())
     run_bundle(folder / "samora", "inference", "inference.json", dataset_dir=scan, output_dir=results)

@@ -49,8 +49,7 @@ def fingerprint(state: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 class AdapterOnly(Filter):
     """Reduce what a site sends to a copy of the adapter, and the fingerprint of all other weights.
 
-    Args:
-        net: the network, which trains the same parameters from here on.
+    The set of parameters of `net` that train must not change afterwards.
     """
 
     def __init__(self, net: Segmenter) -> None:
@@ -69,8 +68,7 @@ class AdapterOnly(Filter):
 class SameAdapter(Filter):
     """Accept only the weights that `AdapterOnly` sends, with the fingerprint of this site's other weights.
 
-    Args:
-        net: the network, which trains the same parameters from here on.
+    The set of parameters of `net` that train must not change afterwards.
     """
 
     def __init__(self, net: Segmenter) -> None:
@@ -96,11 +94,9 @@ class SameAdapter(Filter):
                     f"the {len(self.shapes)} that this site sends; give all sites the same settings"
                 )
         for name, shape in self.shapes.items():
-            if tuple(got[name].shape) != shape:
-                found = list(got[name].shape)
-                raise InputError(
-                    f"the received {name} is {found}, expected {list(shape)}; give all sites the same settings"
-                )
+            if (found := tuple(got[name].shape)) != shape:
+                expected = f"expected {list(shape)}; give all sites the same settings"
+                raise InputError(f"the received {name} is {list(found)}, {expected}")
         weights = {name: torch.as_tensor(value) for name, value in got.items()}
         # the mean of equal whole numbers in float32 differs from them by far less than 0.01
         if not torch.allclose(weights.pop(FROZEN).cpu().float(), self.fingerprint, rtol=0.0, atol=0.01):
@@ -171,7 +167,8 @@ class AdapterAlgo(MonaiAlgo):
                 "start it with more rounds, and with resume to continue"
             )
         # a site that was stopped within a round trains the rest of it, so that the rounds of all sites stay equal
-        whole, self.local_epochs = self.local_epochs, self.local_epochs - self.trainer.state.epoch % self.local_epochs
+        whole = self.local_epochs
+        self.local_epochs -= self.trainer.state.epoch % whole
         try:
             super().train(data, extra)
         finally:

@@ -52,10 +52,7 @@ class SaveLabeld(SaveImaged):
         self._scan_of_file: dict[Path, str] = {}
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
-        """
-        Raises:
-            InputError: the file cannot be written, or another scan's result has the same name.
-        """
+        """Write the files; raise an `InputError` if one cannot be written or is the result of another scan."""
         d = dict(data)
         for key in self.key_iterator(d):
             label: MetaTensor = d[key]
@@ -99,11 +96,7 @@ def read_provenance(file: Path) -> str | None:
 
 
 def check_output_dir(path: str | os.PathLike) -> Path:
-    """Create the folder `path` if needed, check that files can be written there, and return its absolute path.
-
-    Raises:
-        InputError: the folder cannot be created or written.
-    """
+    """Create a folder if needed, and return its absolute path; raise an `InputError` unless it can be written."""
     folder = absolute(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,11 +118,7 @@ def nifti_image(array: np.ndarray, affine: np.ndarray, code: int = 1) -> nib.Nif
 
 
 def write_atomically(image: nib.Nifti1Image, file: Path) -> None:
-    """Save under a hidden name in the same folder, then rename, so that an interruption leaves no incomplete `file`.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """Save an image so that an interruption leaves no incomplete file; raise an `InputError` if it cannot be saved."""
     try:
         with replacing(file) as unfinished:
             nib.save(image, unfinished)

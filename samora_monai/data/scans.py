@@ -42,14 +42,11 @@ def relative_case(path: str | os.PathLike, root: str | os.PathLike) -> Path:
 
 
 def find_scans(path: str | os.PathLike, results: str | os.PathLike | None = None) -> list[dict[str, str]]:
-    """List the scans at `path`, sorted by path, hidden files and folders skipped.
+    """List the scans at `path`, one or more `{"image": absolute path}`, sorted; hidden files and folders are skipped.
 
     Args:
         path: a volume file, a folder with one DICOM series, or a folder tree with volume files and DICOM folders.
         results: folder that the labels of these scans are written to; it is not searched.
-
-    Returns:
-        `[{"image": absolute path of the volume file or of the DICOM folder}, ...]`, never empty.
 
     Raises:
         MissingFileError: `path` does not exist.
@@ -96,8 +93,7 @@ def iterate_scans(
         include: predicate, called once for each sub-folder before it is searched and for each file.
         exclude: real paths of folders that are not searched.
 
-    Raises:
-        InputError: a folder holds two DICOM series, or two slices at one position.
+    Raises the errors of `holds_one_series`.
     """
     visited = set(exclude)  # links to folders are followed, but each folder is searched once
     for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -131,11 +127,7 @@ def scan_files(scan: str | os.PathLike) -> list[Path]:
 
 
 def fingerprint(scan: str | os.PathLike) -> list[tuple[str, int, int]]:
-    """Name, size in bytes and modification time in ns of each file of a scan; equal while the scan is unchanged.
-
-    Raises:
-        MissingFileError: the scan does not exist or cannot be read.
-    """
+    """Name, size in bytes and modification time in ns of each file of a scan; equal while the scan is unchanged."""
     try:
         stats = [(file.name, file.stat()) for file in scan_files(scan)]
     except OSError as error:

@@ -24,21 +24,13 @@ CONTENT_ABOVE = 0.1  # of [0, 1]; darker pixels are taken for air
 
 @dataclass(frozen=True)
 class VolumeSlices:
-    """Slices of one volume.
+    """Slices of one volume."""
 
-    Args:
-        image: `[N, 1, S, S]` in [0, 1].
-        label: `[N, 1, S, S]`, uint8; `None` if the volume has no label.
-        content: fraction `[N]` of the pixels of each slice that are above `CONTENT_ABOVE`.
-        suggested_modality: the modality that the values suggest, if it is not the one of the settings.
-        has_empty_label: whether there is a label whose voxels are all background.
-    """
-
-    image: MemorySlices | CachedSlices
-    label: MemorySlices | None
-    content: np.ndarray
-    suggested_modality: str | None = None
-    has_empty_label: bool = False
+    image: MemorySlices | CachedSlices  # [N, 1, S, S] in [0, 1]
+    label: MemorySlices | None  # [N, 1, S, S], uint8
+    content: np.ndarray  # [N], fraction of the pixels of each slice that are above CONTENT_ABOVE
+    suggested_modality: str | None = None  # by the values, if it is not the one of the settings
+    has_empty_label: bool = False  # whether there is a label whose voxels are all background
 
     def __len__(self) -> int:
         return len(self.image)

@@ -79,7 +79,11 @@ class SliceDataset(Dataset):
             raise InputError(f"min_content must be a part of the pixels from 0 to 1, got {min_content}")
         cache = None
         if cache_dir is not None:
-            cache = _open_cache(data, cache_dir, cache_key, (image_size, slice_axis, half, CONTENT_ABOVE))
+            if not cache_key:
+                raise InputError("cache_dir needs a cache_key, text that holds the settings of the scans' transforms")
+            if any("label" in item for item in data):
+                raise InputError("cache_dir is for scans without labels; leave it out to keep slices in memory")
+            cache = SliceCache(cache_dir, repr((cache_key, image_size, slice_axis, half, CONTENT_ABOVE)))
         self.num_slices_total = 0
         self.num_empty = 0
         self._reasons: dict[str, str] = {}  # why a scan could not be read, by its path
@@ -170,13 +174,3 @@ class SliceDataset(Dataset):
         volume, position = self._index[index]
         # a slice has no position in the patient, and the metadata would slow down every step of the network
         return convert_to_tensor(self.transform(volume.item(position)), track_meta=False)
-
-
-def _open_cache(
-    data: Sequence[Mapping[str, str]], folder: str | os.PathLike, key: str | None, settings: tuple
-) -> SliceCache:
-    if not key:
-        raise InputError("cache_dir needs a cache_key, text that holds the settings of the scans' transforms")
-    if any("label" in item for item in data):
-        raise InputError("cache_dir is for scans without labels; leave it out to keep slices in memory")
-    return SliceCache(folder, repr((key, *settings)))

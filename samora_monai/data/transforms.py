@@ -66,11 +66,7 @@ class LoadCase(LoadImage):
 
 
 class LoadCased(LoadImaged):
-    """Dictionary version of `LoadCase`, with the return types of `LoadImaged`.
-
-    Args:
-        keys, image_only, allow_missing_keys: as in `LoadImaged`.
-    """
+    """Dictionary version of `LoadCase`, with the arguments and the return types of `LoadImaged`."""
 
     def __init__(self, keys: KeysCollection, image_only: bool = True, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, image_only=image_only, allow_missing_keys=allow_missing_keys)
@@ -95,10 +91,7 @@ class CheckCased(MapTransform):
         self.label_key = label_key
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
-        """
-        Raises:
-            InputError: a check failed; the message names the file.
-        """
+        """Return the items of `data`, or raise an `InputError` that names the file if a check fails."""
         d = dict(data)
         for key in self.key_iterator(d):
             kind = "label" if key == self.label_key else "image"

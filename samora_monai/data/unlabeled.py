@@ -78,15 +78,12 @@ def find_unlabeled(
     Each root is one of
 
     - a file;
-    - a folder with a datalist: its `unlabeled` and `training` images are for training, its `validation` images are held
-      out;
+    - a folder with a datalist: its `unlabeled` and `training` images are used, its `validation` images are held out;
     - any other folder, also with a `dataset.json` without lists (nnU-Net's): the tree is searched, except for hidden
       files and folders, label folders (`labels...`, `masks`, `seg`, `gt`, `ground truth`, ...) and label files (with
-      such a word in the name). A sub-folder with a datalist is treated as a root. Files in a folder `imagesVal` are
-      held out.
+      such a word in the name). A sub-folder with a datalist is treated as a root. Files below `imagesVal` are held out.
 
-    A file that is found twice, also through a link, counts once. A file that is held out by any root is never used for
-    training.
+    A file that is found twice, also through a link, counts once, and is held out if it is held out once.
 
     Args:
         roots: one root or several, in any order.

@@ -32,17 +32,11 @@ _LA_AFFINE = np.diag([-0.625, -0.625, 0.625, 1.0])  # axes to L, P and S; the ch
 
 @dataclass(frozen=True)
 class Form:
-    """One form in which a data set is published.
+    """One form in which a data set is published."""
 
-    Args:
-        files: names of its files, for messages.
-        find: function that finds its cases in a folder.
-        note: what this form lacks, for the datalist.
-    """
-
-    files: str
-    find: Callable[[Path], Found]
-    note: str
+    files: str  # names of its files, for messages
+    find: Callable[[Path], Found]  # finds its cases in a folder
+    note: str  # what this form lacks, for the datalist
 
 
 def _find_btcv(source: Path) -> Found:

@@ -76,12 +76,7 @@ def prepare(dataset: str, source: str | os.PathLike, destination: str | os.PathL
 
 
 def find_cases_of(dataset: str, source: Path) -> tuple[Form, Found]:
-    """Return the form of the data set in `source`, and its cases.
-
-    Raises:
-        MissingFileError: the folder does not exist.
-        InputError: the folder holds none of the forms, or more than one.
-    """
+    """Return the form of the data set in `source`, and its cases; raise an `InputError` unless there is one form."""
     if not source.is_dir():
         raise MissingFileError(f"'{source}' does not exist or is not a folder; give the folder of the download")
     forms = [(form, found) for form in FORMS[dataset] if (found := form.find(source))]

@@ -42,13 +42,10 @@ def write_phantoms(
     """Write phantoms as NIfTI with a Decathlon-style datalist, and return its path.
 
     Args:
-        folder: gets `imagesTr`, `labelsTr`, `imagesVal`, `labelsVal`, `imagesUnlabeled` and `dataset.json`.
+        folder: must be writable; gets folders with the Decathlon's names and `dataset.json`.
         num_training, num_validation, num_unlabeled: number of cases in each list; unlabeled ones get no label.
         shape: voxels from left to right, back to front and feet to head; the last varies by a quarter.
         seed: equal seeds give equal files.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
     root = check_output_dir(folder)
     ends = {"training": "Tr", "validation": "Val", "unlabeled": "Unlabeled"}
@@ -70,10 +67,7 @@ def make_phantom(
 ) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     """Make one case: image (int16, HU) and label (uint8, `CLASS_NAMES`) on one grid.
 
-    Args:
-        case: number of the case, which determines the anatomy, the orientation and whether the grid is oblique.
-        shape: as in `write_phantoms`.
-        seed: seed of the series of cases.
+    The anatomy, the orientation and whether the grid is oblique depend on the number `case` from 1 and on `seed`.
     """
     rng = np.random.default_rng((seed, case))
     size = (shape[0], shape[1], round(shape[2] * rng.uniform(0.75, 1.25)))

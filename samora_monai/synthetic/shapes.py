@@ -38,14 +38,11 @@ def write_shapes(
     """Write volumes of unrelated slices as NIfTI with a Decathlon-style datalist, and return its path.
 
     Args:
-        folder: gets `imagesTr`, `labelsTr`, `imagesVal`, `labelsVal` and `dataset.json`.
+        folder: must be writable; gets `imagesTr`, `labelsTr`, `imagesVal`, `labelsVal` and `dataset.json`.
         num_training, num_validation: number of volumes in each list.
         slices: slices of each volume.
         side: height and width of a slice in pixels.
         seed: equal seeds give equal files.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
     root = check_output_dir(folder)
     lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
