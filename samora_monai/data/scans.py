@@ -85,15 +85,13 @@ def iterate_scans(
     include: Callable[[Path], bool] = lambda path: True,
     exclude: Iterable[str] = (),
 ) -> Iterator[Path]:
-    """Iterate over the files and DICOM folders in a tree, in no particular order, without hidden ones.
+    """Iterate over the files and DICOM folders in a tree, without hidden ones; raise as `holds_one_series`.
 
     Args:
         root: the top folder, which is searched in any case.
         suffixes: file name suffixes to return, in lower case.
         include: predicate, called once for each sub-folder before it is searched and for each file.
         exclude: real paths of folders that are not searched.
-
-    Raises the errors of `holds_one_series`.
     """
     visited = set(exclude)  # links to folders are followed, but each folder is searched once
     for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -101,19 +99,16 @@ def iterate_scans(
             subfolders.clear()
             continue
         visited.add(os.path.realpath(folder))
-        subfolders[:] = [path.name for path in _visible(folder, subfolders) if include(path)]
+        visible = (name for name in sorted(subfolders) if not name.startswith("."))
+        subfolders[:] = [name for name in visible if include(Path(folder, name))]
         others = []
-        for path in _visible(folder, files):
+        for path in (Path(folder, name) for name in sorted(files) if not name.startswith(".")):
             if not path.name.lower().endswith(suffixes):
                 others.append(path)
             elif include(path):
                 yield path
         if any(_is_dicom(path) for path in others) and holds_one_series(Path(folder)):
             yield Path(folder)
-
-
-def _visible(folder: str, names: Iterable[str]) -> list[Path]:
-    return [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
 
 
 def scan_files(scan: str | os.PathLike) -> list[Path]:
