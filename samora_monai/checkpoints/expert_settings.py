@@ -6,19 +6,16 @@ first release, holds level, rank, preset, image size and teacher; a file `expert
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from samora_monai.checkpoints.files import check_meta, read_parts
+from samora_monai.checkpoints.model_settings import fields_of, read_json
 from samora_monai.data.scaling import ScanScaling
 from samora_monai.errors import InputError
 from samora_monai.networks.config import PRESETS, SegmenterConfig
-
-EXPERT_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -66,10 +63,6 @@ class ExpertSettings:
         return {name: value for name, value in (values | values.pop("scaling")).items() if name not in unused}
 
 
-_SCALING = tuple(f.name for f in fields(ScanScaling))
-_OTHERS = tuple(f.name for f in fields(ExpertSettings) if f.name != "scaling")
-
-
 def read_expert_settings(expert: str | os.PathLike[str], level: str, **changes: Any) -> ExpertSettings:
     """Read the settings of the expert file `expert`; without such a file, the default settings of `level`.
 
@@ -79,36 +72,18 @@ def read_expert_settings(expert: str | os.PathLike[str], level: str, **changes: 
     Raises:
         InputError: a file of something else, damaged, of another level, or with a setting unknown or out of range.
     """
-    if unknown := changes.keys() - {*_SCALING, *_OTHERS}:
-        raise InputError(
-            f"unknown setting {min(unknown)!r} of an expert; expected one of {', '.join(_OTHERS + _SCALING)}"
-        )
-    values = _read(Path(expert), level) | changes
-    scaling = ScanScaling(**{key: values[key] for key in _SCALING if key in values})
-    return ExpertSettings(**{key: values[key] for key in _OTHERS if key in values}, scaling=scaling)
-
-
-def _read(path: Path, level: str) -> dict[str, Any]:
-    if not path.is_file():
-        return {"level": level}
-    _, meta, name = read_parts(path, "expert", newest=EXPERT_FORMAT)
-    check_meta(name, meta, {"level": level})
-    if meta["preset"] in PRESETS:
-        meta = {"encoder": meta["preset"]} | meta
-    if meta["format_version"] == 1:
-        meta |= _beside(path)
-    return meta
-
-
-def _beside(path: Path) -> Mapping[str, Any]:
-    """The content of the JSON file beside an expert file of format 1, if there is one."""
-    beside = path.with_suffix(".json")
-    if not beside.is_file():
-        return {}
-    try:
-        content = json.loads(beside.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f"expected an object, got {type(content).__name__}")
-    except ValueError as e:  # of JSON and of UTF-8 too
-        raise InputError(f"settings file {str(beside)!r} is damaged ({e}); restore it or train again") from e
-    return content
+    known = ExpertSettings("pixel").as_dict()
+    if unknown := changes.keys() - known:
+        raise InputError(f"unknown setting {min(unknown)!r} of an expert; expected one of {', '.join(known)}")
+    path = Path(expert)
+    values: dict[str, Any] = {"level": level}
+    if path.is_file():
+        _, values, name = read_parts(path, "expert")
+        check_meta(name, values, {"level": level})
+        if values["preset"] in PRESETS:
+            values = {"encoder": values["preset"]} | values
+        if values["format_version"] == 1 and path.with_suffix(".json").is_file():
+            values |= read_json(path.with_suffix(".json"))
+    values |= changes
+    scaling = ScanScaling(**fields_of(ScanScaling, values))
+    return ExpertSettings(**fields_of(ExpertSettings, values) | {"scaling": scaling})

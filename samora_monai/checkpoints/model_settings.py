@@ -27,10 +27,6 @@ from samora_monai.networks.config import SegmenterConfig
 from samora_monai.replacing import replacing
 
 FORMAT_VERSION = 2
-_FORMAT_1 = ("fusion_start",)  # fields of format 1 that are no longer part of a model
-_NETWORK = tuple(f.name for f in fields(SegmenterConfig) if f.name != "num_classes")
-_SCALING = tuple(f.name for f in fields(ScanScaling))
-_KNOWN = (*_NETWORK, *_SCALING, "class_names")
 _SYNAPSE = (  # of SAMed and H-SAM
     "background", "spleen", "right kidney", "left kidney", "gallbladder", "liver", "stomach", "aorta", "pancreas",
 )  # fmt: skip
@@ -60,19 +56,19 @@ class ModelSettings:
         Raises:
             InputError: an unknown field, or a value that its field refuses.
         """
-        if unknown := [name for name in values if name not in _KNOWN]:
-            raise InputError(f"unknown setting {unknown[0]!r} of a model; expected one of {', '.join(_KNOWN)}")
+        known = cls().as_dict()
+        if unknown := [name for name in values if name not in known]:
+            raise InputError(f"unknown setting {unknown[0]!r} of a model; expected one of {', '.join(known)}")
         class_names = values.get("class_names", _SYNAPSE)
         if not isinstance(class_names, list | tuple) or not all(isinstance(name, str) for name in class_names):
             raise InputError(f"class_names is {class_names!r} but must be a list of names, background first")
-        network = {name: values[name] for name in _NETWORK if name in values}
-        scaling = {name: values[name] for name in _SCALING if name in values}
-        return cls(SegmenterConfig(num_classes=len(class_names), **network), ScanScaling(**scaling), tuple(class_names))
+        network = SegmenterConfig(num_classes=len(class_names), **fields_of(SegmenterConfig, values))
+        return cls(network, ScanScaling(**fields_of(ScanScaling, values)), tuple(class_names))
 
     def as_dict(self) -> dict[str, Any]:
         """The flat form, with lists for tuples, as in JSON."""
-        network = {name: value for name, value in asdict(self.network).items() if name in _NETWORK}
-        values = network | asdict(self.scaling) | {"class_names": self.class_names}
+        values = asdict(self.network) | asdict(self.scaling) | {"class_names": self.class_names}
+        del values["num_classes"]  # that of `class_names`
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def changed(self, **changes: Any) -> ModelSettings:
@@ -103,26 +99,40 @@ def read_model_settings(checkpoint: str | os.PathLike[str], **changes: Any) -> M
         return _parse(path).changed(**changes)
     if Path(checkpoint).is_file():
         raise MissingFileError(
-            f"no model settings {str(path)!r}, without which '{checkpoint}' cannot be used; training wrote both, "
-            "copy both"
+            f"no model settings {str(path)!r}, which '{checkpoint}' needs; training wrote both files, copy both"
         )
     return ModelSettings().changed(**changes)
 
 
-def _parse(path: Path) -> ModelSettings:
+def fields_of(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are fields of the dataclass `settings`."""
+    return {field.name: values[field.name] for field in fields(settings) if field.name in values}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a settings file.
+
+    Raises:
+        InputError: it is damaged.
+    """
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError(f"expected an object, got {type(values).__name__}")
     except ValueError as e:  # of JSON and of UTF-8 too
         raise InputError(f"settings file {str(path)!r} is damaged ({e}); restore it or train again") from e
+    return values
+
+
+def _parse(path: Path) -> ModelSettings:
+    values = read_json(path)
     version = values.pop("format_version", 1)
     if version not in (1, FORMAT_VERSION):
         raise InputError(
             f"settings file {str(path)!r} has format {version!r}, expected {FORMAT_VERSION}; update samora_monai"
         )
     if version == 1:
-        values = {name: value for name, value in values.items() if name not in _FORMAT_1}
+        values.pop("fusion_start", None)
     if "class_names" not in values:
         raise InputError(f"settings file {str(path)!r} lacks 'class_names'; restore it or train again")
     try:
@@ -141,9 +151,9 @@ def write_model_settings(checkpoint: str | os.PathLike[str], settings: ModelSett
 def model_in_use(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The model file whose network is being built: `checkpoint`, or the file that `monai.bundle.load` is loading.
 
-    MONAI 1.6 builds the network there from the config alone, with `bundle_root` left at ".", so that the settings would
-    be those of a model in the current folder. It passes the path to no hook or argument, so the path is read from the
-    frame of that function. MONAI does not compare the file with its checksums either; it is done here.
+    `monai.bundle.load` of MONAI 1.6 builds the network from the config with `bundle_root` at ".", so that the settings
+    would be those of a model in the current folder. It passes the path of its file to nothing that a config can reach,
+    so that the path is read from its frame. It does not compare the file with its checksums; this function does.
 
     Raises:
         InputError: `monai.bundle.load` is loading a damaged file.

@@ -49,7 +49,9 @@ def build_segmenter(
     options |= zip(known[1:], sizes, strict=False)
     if unknown := [name for name in options if name not in known]:
         raise InputError(f"unknown option {unknown[0]!r} of a network; expected one of {', '.join(known)}")
-    config = replace(encoder, **options) if isinstance(encoder, SegmenterConfig) else SegmenterConfig(encoder, **options)
+    config = (
+        replace(encoder, **options) if isinstance(encoder, SegmenterConfig) else SegmenterConfig(encoder, **options)
+    )
     if embedding_noise < 0:
         raise InputError(f"embedding_noise is {embedding_noise} but must be at least 0")
     if len(pixel_mean) != 3 or len(pixel_std) != 3 or max(*pixel_mean, *pixel_std) > 1 or min(pixel_std) <= 0:
