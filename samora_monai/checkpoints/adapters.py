@@ -35,22 +35,14 @@ def _made_for(net: Segmenter) -> dict[str, Any]:
 
 
 def save_adapter(net: Segmenter, path: str | os.PathLike[str]) -> None:
-    """Write an adapter file: the weights beside SAM's encoder, and the network and base that they belong to.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """Write an adapter file: the weights beside SAM's encoder, and the network and base that they belong to."""
     state = net.state_dict()
     meta = _made_for(net) | {"image_size": net.image_size}
     write_parts("adapter", {key: state[key] for key in adapter_keys(net)}, meta, path)
 
 
 def load_adapter(net: Segmenter, source: Source) -> LoadReport:
-    """Load an adapter file into a network of the same settings, into which the SAM base has been loaded.
-
-    Raises:
-        MissingFileError, InputError: no such file; no adapter file; damaged; other settings or base (names the field).
-    """
+    """Load an adapter file into a network of the same settings, into which the SAM base has been loaded."""
     state, meta, name = read_parts(source, "adapter")
     check_meta(name, meta, _made_for(net))
     copied = copy_strictly(net, state, adapter_keys(net), name, "the adapter is of another make")

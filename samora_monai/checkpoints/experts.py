@@ -1,16 +1,19 @@
-"""Expert files: one low-rank expert of the encoder, under 1 MB, and what it was trained with.
+"""Expert files: one low-rank expert of the encoder, under 1 MB, and the settings that it was trained with.
 
-Keys (`blocks.0.linear_a_q.weight`) carry no level, so that a file fits any slot of any network on the same base. See
-`expert_settings` for the settings in the meta and the older format.
+Keys (`blocks.0.linear_a_q.weight`) carry no level, so that a file fits any slot of any network on the same base. The
+meta holds the settings, so that inference needs none of them again: in format 2 the fields of `ExpertSettings`, those
+of its `ScanScaling` among them; in format 1, of the first release, level, rank, preset, image size and teacher, while
+a file `expert.json` beside it holds the rest.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from samora_monai.checkpoints.expert_settings import ExpertSettings
 from samora_monai.checkpoints.files import (
     LoadReport,
     Source,
@@ -20,9 +23,79 @@ from samora_monai.checkpoints.files import (
     sha256_of,
     write_parts,
 )
+from samora_monai.checkpoints.model_settings import fields_of, read_json
 from samora_monai.checkpoints.sam import base_keys, preset_name
+from samora_monai.data.scaling import ScanScaling
 from samora_monai.errors import InputError
+from samora_monai.networks.config import PRESETS, SegmenterConfig
 from samora_monai.networks.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """What an expert was trained with.
+
+    To add a setting, add a field whose default is the behaviour of experts that were saved before it existed.
+
+    Args:
+        level: `"image"`, `"patch"` or `"pixel"`.
+        encoder, image_size, rank: of the network, see `SegmenterConfig`.
+        teacher: name and file of the teacher; None for the pixel level.
+        scaling: how scans are scaled.
+        array_key, array_slice_axis: how arrays are read, see `LoadUnlabeledd`.
+        noise: pixel level: the highest standard deviation of the noise.
+        decoder_features: pixel level: `feature_size` of the `DenoisingStudent`.
+
+    Raises:
+        InputError: a setting of the network is out of range.
+    """
+
+    level: str
+    encoder: str | dict[str, Any] = "vit_b"
+    image_size: int = 224
+    rank: int = 4
+    teacher: str | None = None
+    scaling: ScanScaling = field(default_factory=ScanScaling)
+    array_key: str = "image"
+    array_slice_axis: int | None = None
+    noise: float = 0.1
+    decoder_features: int = 32
+
+    def __post_init__(self) -> None:
+        _ = self.network  # checks its settings
+
+    @property
+    def network(self) -> SegmenterConfig:
+        """The network that the expert is part of."""
+        return SegmenterConfig(self.encoder, self.image_size, experts=(self.level,), rank=self.rank)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The flat form: the fields of the scaling among the others."""
+        values = asdict(self)
+        unused = () if self.level == "pixel" else ("noise", "decoder_features")
+        return {name: value for name, value in (values | values.pop("scaling")).items() if name not in unused}
+
+
+def read_expert_settings(expert: str | os.PathLike[str], level: str, **changes: Any) -> ExpertSettings:
+    """Read the settings of the expert file `expert`; without such a file, the default settings of `level`.
+
+    `changes` are other values for some settings, e.g. `modality="MR"`.
+    """
+    known = ExpertSettings("pixel").as_dict()
+    if unknown := changes.keys() - known:
+        raise InputError(f"unknown setting {min(unknown)!r} of an expert; expected one of {', '.join(known)}")
+    path = Path(expert)
+    values: dict[str, Any] = {"level": level}
+    if path.is_file():
+        _, values, name = read_parts(path, "expert")
+        check_meta(name, values, {"level": level})
+        if values["preset"] in PRESETS:
+            values = {"encoder": values["preset"]} | values
+        if values["format_version"] == 1 and path.with_suffix(".json").is_file():
+            values |= read_json(path.with_suffix(".json"))
+    values |= changes
+    scaling = ScanScaling(**fields_of(ScanScaling, values))
+    return ExpertSettings(**fields_of(ExpertSettings, values) | {"scaling": scaling})
 
 
 def base_sha256(net: Segmenter) -> str:
@@ -62,7 +135,6 @@ def save_expert(
 
     Raises:
         RuntimeError: the base has changed.
-        InputError: the file cannot be written.
     """
     state = net.state_dict()
     made_for = _made_for(net)
@@ -81,11 +153,7 @@ def save_expert(
 
 
 def load_expert(net: Segmenter, source: Source, level: str) -> LoadReport:
-    """Load an expert file into the slot `level` of `net`, whose SAM base must be loaded already.
-
-    Raises:
-        MissingFileError, InputError: no such file; no expert file; damaged; of another level, rank, preset or base.
-    """
+    """Load an expert file into the slot `level` of `net`, whose SAM base must be loaded already."""
     keys = _keys(net, level)
     state, meta, name = read_parts(source, "expert")
     check_meta(name, meta, {"level": level, **_made_for(net)})

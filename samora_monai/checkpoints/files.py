@@ -45,15 +45,7 @@ class LoadReport:
 
 
 def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
-    """Read a checkpoint on the CPU with `weights_only=True`, after a check of its checksums.
-
-    Returns:
-        the content, and the name of the file for error messages.
-
-    Raises:
-        MissingFileError: there is no such file.
-        InputError: it is damaged, not a checkpoint, not a dict, or contains code.
-    """
+    """Read the content of a checkpoint, without executing code from it, and the file's name for error messages."""
     if isinstance(source, Mapping):
         return dict(source), "the given state dict"
     path = Path(source)
@@ -66,7 +58,7 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
         raise
     except PermissionError as e:
         raise InputError(f"checkpoint {str(path)!r} may not be read; change its permissions") from e
-    except Exception as e:  # the unpickler reports bytes that are no checkpoint with errors of a dozen types
+    except Exception as e:  # the unpickler raises errors of a dozen types for bytes that are no checkpoint
         if code := re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) \S+|TorchScript", str(e)):
             raise InputError(
                 f"checkpoint {str(path)!r} holds code objects ({code[0].split()[-1]}), which could run anything when "
@@ -79,36 +71,29 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
 
 
 def check_checksums(path: str | os.PathLike[str]) -> None:
-    """Compare each record of a checkpoint with its CRC-32, which `torch.load` does not.
+    """Raise an `InputError` unless each record of a checkpoint matches its CRC-32, which `torch.load` does not check.
 
     Files without checksums pass: those of torch before 1.6 are no zip files, and those written under
     `torch.serialization.set_crc32_options(False)` have 0 everywhere.
-
-    Raises:
-        InputError: names the first record that is damaged.
     """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         if any(record.CRC for record in archive.infolist()) and (damaged := archive.testzip()):
-            raise InputError(
-                f"checkpoint {str(path)!r} is damaged: {damaged} does not match its checksum; get it again"
-            )
+            file = f"checkpoint {str(path)!r}"
+            raise InputError(f"{file} is damaged: {damaged} does not match its checksum; get it again")
 
 
 def read_state(source: Source) -> tuple[dict[str, Tensor], str]:
-    """Read the weights of a network that this package, SAM, SAMed, H-SAM or another project saved.
+    """Read the weights of a network from a file of this package, SAM, SAMed, H-SAM or another project.
 
     Returns:
         tensors by flat keys (`{"resnet": {"a": ...}}` gives `resnet.a`), without the prefix `module.` of DataParallel,
         from the `"model"` entry of a training checkpoint; and the name of the file for error messages.
-
-    Raises:
-        MissingFileError, InputError: as `read_checkpoint`; an expert, adapter or teacher file; not only tensors.
     """
     content, name = read_checkpoint(source)
     if meta := _own_meta(content):
-        raise InputError(f"checkpoint {name} is {_file_of(meta['kind'])}; expected the weights of a network")
+        raise InputError(f"checkpoint {name} is {_a(meta['kind'])} file; expected the weights of a network")
     return _flat(content, name), name
 
 
@@ -127,10 +112,10 @@ def read_parts(source: Source, kind: str, foreign: bool = False) -> Parts:
     if not meta and foreign:
         return _flat(content, name), meta, name
     if not meta:
-        found = ", ".join(str(key) for key in list(content)[:3])
+        found = ", ".join(map(str, list(content)[:3]))
         raise InputError(f"checkpoint {name} ({found}, ...) is no {kind} file or a damaged one; give one of ours")
     if meta["kind"] != kind:
-        raise InputError(f"checkpoint {name} is {_file_of(meta['kind'])}; expected {_file_of(kind)}")
+        raise InputError(f"checkpoint {name} is {_a(meta['kind'])} file; expected {_a(kind)} file")
     if (version := meta.get("format_version")) not in range(1, _FORMATS[kind] + 1):
         raise InputError(f"{kind} file {name} has format {version}, expected {_FORMATS[kind]}; update samora_monai")
     state = _tensors_only(content["state_dict"], name)
@@ -139,8 +124,8 @@ def read_parts(source: Source, kind: str, foreign: bool = False) -> Parts:
     return state, meta, name
 
 
-def _file_of(kind: str) -> str:
-    return f"{'a' if kind == 'teacher' else 'an'} {kind} file"
+def _a(kind: str) -> str:
+    return f"{'a' if kind == 'teacher' else 'an'} {kind}"
 
 
 def _own_meta(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,10 +158,7 @@ def _tensors_only(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 def write_parts(kind: str, state: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write an expert, adapter or teacher file: `{"state_dict": {...}, "meta": "<one JSON string>"}`.
 
-    The meta also records the kind, its format, the SHA-256 of the tensors and the version of this package.
-
-    Raises:
-        InputError: the file cannot be written.
+    The meta also gets the kind, its format, the SHA-256 of the tensors and the version of this package.
     """
     state = {key: value.cpu().clone() for key, value in state.items()}
     own = {"kind": kind, "format_version": _FORMATS[kind], "sha256": sha256_of(state), "package_version": __version__}
@@ -185,11 +167,7 @@ def write_parts(kind: str, state: Mapping[str, Tensor], meta: Mapping[str, Any],
 
 
 def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint atomically: after a failure the previous file is still there.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """Write a checkpoint atomically, or raise an `InputError`; after a failure the previous file is still there."""
     try:
         with replacing(path) as unfinished, open(unfinished, "wb") as stream:
             torch.save(content, stream)
@@ -200,10 +178,7 @@ def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
 
 
 def copy_strictly(net: nn.Module, state: Mapping[str, Tensor], wanted: list[str], name: str, remedy: str) -> list[str]:
-    """Copy the tensors `wanted` from `state` into `net`; `state` must hold these keys, no others, in the same shapes.
-
-    Returns:
-        `wanted`.
+    """Copy the tensors `wanted`, and return their keys; `state` must hold these, no others, in the same shapes.
 
     Raises:
         InputError: names the file, the first keys or shapes that differ, and the remedy; `net` is unchanged.

@@ -33,34 +33,21 @@ _SIZES = {224: 14 * 14, 512: 32 * 32}  # input size of H-SAM's networks -> width
 
 
 def without_unused(state: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Remove from an H-SAM state dict the tensors that H-SAM holds twice or never uses.
-
-    Returns:
-        the other tensors, and the keys that were removed.
+    """Return an H-SAM state dict without the tensors that H-SAM holds twice or never uses, and their keys.
 
     Raises:
         InputError: the two names of a tensor of the prompt encoder hold different values.
     """
-    kept: dict[str, Tensor] = {}
-    dropped = []
-    for key, value in state.items():
-        if key.startswith(_ALIAS):
-            original = key.replace(_ALIAS, _ORIGINAL, 1)
-            if original in state and not torch.equal(state[original], value):
-                raise InputError(f"checkpoint {name} is damaged: {key} differs from {original}; get it again")
-        elif not _UNUSED.match(key):
-            kept[key] = value
-            continue
-        dropped.append(key)
-    return kept, dropped
+    dropped = [key for key in state if key.startswith(_ALIAS) or _UNUSED.match(key)]
+    for key in dropped:
+        original = key.replace(_ALIAS, _ORIGINAL, 1)
+        if key != original and original in state and not torch.equal(state[original], state[key]):
+            raise InputError(f"checkpoint {name} is damaged: {key} differs from {original}; get it again")
+    return {key: value for key, value in state.items() if key not in dropped}, dropped
 
 
 def hsam_keys(net: Segmenter) -> dict[str, str]:
-    """Map H-SAM's names to ours, for each tensor of its file that `net` uses.
-
-    Raises:
-        InputError: the network is not H-SAM (one expert, no fusion, the hierarchical decoder).
-    """
+    """Map H-SAM's names to ours, for each tensor of its file that `net` uses, which must be H-SAM."""
     if net.decoder != "hierarchical":
         raise InputError(f"H-SAM's files hold two decoders, not {net.decoder!r} alone; use decoder: hierarchical")
     keys = encoder_expert_keys(net, "H-SAM")
@@ -72,30 +59,21 @@ def load_hsam(net: Segmenter, source: Source) -> LoadReport:
     """Load an H-SAM file on top of a SAM base, and set the pixel statistics to H-SAM's: mean 0, std 1.
 
     Class-balanced attention is not in the file and keeps its values; as initialised, it computes what H-SAM computes.
-
-    Raises:
-        MissingFileError, InputError: no such file; damaged; another rank, class count, encoder depth or kind (names
-            the key).
     """
     keys = hsam_keys(net)
-    whole, name = read_state(source)
-    state, dropped = without_unused(whole, name)
+    state, name = read_state(source)
+    state, dropped = without_unused(state, name)
     report = copy_lora(net, state, keys, name, "H-SAM", known_by="mask_decoder2.mask_tokens.weight")
     return replace(report, dropped=dropped)
 
 
 def save_hsam(net: Segmenter, path: str | os.PathLike[str]) -> None:
-    """Write a file for H-SAM at the network's input size.
-
-    Raises:
-        InputError: the network is not H-SAM; it has an input size other than 224 and 512, class-balanced attention or
-            other pixel statistics, which H-SAM does not have; the file cannot be written.
-    """
+    """Write a file for H-SAM at the network's input size."""
     keys = hsam_keys(net)
     if net.image_size not in _SIZES:
+        size = net.image_size
         raise InputError(
-            f"H-SAM has networks for input sizes 224 and 512 only, but this one has {net.image_size}; "
-            "save the model or an adapter file"
+            f"H-SAM has networks for input sizes 224 and 512 only, not of {size}; save the model or an adapter"
         )
     assert net.mask_decoder2 is not None
     if net.mask_decoder2.class_attention is not None:

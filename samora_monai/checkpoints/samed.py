@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -30,11 +31,7 @@ def _expert_keys(theirs: str, ours: str, blocks: int) -> dict[str, str]:
 
 
 def encoder_expert_keys(net: Segmenter, system: str) -> dict[str, str]:
-    """Map the names in the files of `system` (SAMed or H-SAM) to ours, for the encoder's only expert.
-
-    Raises:
-        InputError: the encoder has no expert, several, or a fusion.
-    """
+    """Map the names in the files of `system` (SAMed or H-SAM) to ours, for the encoder, which must have one expert."""
     experts = net.image_encoder.experts
     if len(experts) != 1 or net.image_encoder.fusion:
         raise InputError(f"{system}'s files hold exactly one expert, but the network has {len(experts)}: {experts}")
@@ -42,11 +39,7 @@ def encoder_expert_keys(net: Segmenter, system: str) -> dict[str, str]:
 
 
 def samed_keys(net: Segmenter) -> dict[str, str]:
-    """Map SAMed's names to ours, for each tensor of the file that `save_samed` writes.
-
-    Raises:
-        InputError: the network is not SAMed (one expert, no fusion, SAM's decoder).
-    """
+    """Map SAMed's names to ours, for each tensor of the file of `net`, which must be SAMed or SAMed_s."""
     if net.decoder != "sam":
         raise InputError(f"SAMed's files hold SAM's decoder but the network's is {net.decoder!r}; use a file of H-SAM")
     keys = encoder_expert_keys(net, "SAMed")
@@ -56,31 +49,21 @@ def samed_keys(net: Segmenter) -> dict[str, str]:
         names = [name for name in names if not name.startswith(transformer)]
         for short, module in _DECODER_ATTENTION.items():
             keys |= _expert_keys(short, f"{transformer}.layers.{{}}.{module}.expert", blocks)
-        for target in "qv":
-            for letter in "ab":
-                name = f"{transformer}.final_attn_token_to_image.expert.linear_{letter}_{target}.weight"
-                keys[f"fati_{target}{letter}"] = name
+        for target, letter in product("qv", "ab"):
+            name = f"{transformer}.final_attn_token_to_image.expert.linear_{letter}_{target}.weight"
+            keys[f"fati_{target}{letter}"] = name
     return keys | {name: name for name in names}
 
 
 def load_samed(net: Segmenter, source: Source) -> LoadReport:
-    """Load a SAMed or SAMed_s file on top of a SAM base, and set the pixel statistics to SAMed's: mean 0, std 1.
-
-    Raises:
-        MissingFileError, InputError: no such file; damaged; another rank, class count, encoder depth or kind (names
-            the key).
-    """
+    """Load a SAMed or SAMed_s file on top of a SAM base, and set the pixel statistics to SAMed's: mean 0, std 1."""
     keys = samed_keys(net)
     state, name = read_state(source)
     return copy_lora(net, state, keys, name, "SAMed or SAMed_s", known_by="w_a_000")
 
 
 def save_samed(net: Segmenter, path: str | os.PathLike[str]) -> None:
-    """Write a file for SAMed, which has no pixel statistics, so that those of `net` must be 0 and 1.
-
-    Raises:
-        InputError: the network is not SAMed or has other pixel statistics; the file cannot be written.
-    """
+    """Write a file for SAMed, which has no pixel statistics, so that those of `net` must be 0 and 1."""
     write_checkpoint(lora_tensors(net, samed_keys(net), "SAMed"), path)
 
 
@@ -114,11 +97,7 @@ def copy_lora(
 
 
 def lora_tensors(net: Segmenter, keys: Mapping[str, str], system: str) -> dict[str, Tensor]:
-    """The tensors of a LoRA file; `keys` maps its names to those of `net`.
-
-    Raises:
-        InputError: `net` has other pixel statistics than mean 0 and std 1, which the files of `system` imply.
-    """
+    """The tensors of a LoRA file; `keys` maps its names to those of `net`, whose pixel statistics must be 0 and 1."""
     if net.pixel_mean.abs().max() > 0 or (net.pixel_std - 1).abs().max() > 0:
         raise InputError(
             f"{system}'s files imply pixel mean 0 and std 1, but the network has others; "

@@ -33,12 +33,7 @@ CLASS_NOISE = 0.35  # of the rarest class, in standard deviations of a mask feat
 
 
 class ClassBalancedAttention(nn.Module):
-    """Gate on the image embedding of the second stage, computed from the mask features of the first.
-
-    Args:
-        num_classes: T, the number of mask feature maps.
-        width: inner width.
-    """
+    """Gate on the image embedding of the second stage, from T = `num_classes` mask features of the first."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()

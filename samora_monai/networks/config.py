@@ -54,7 +54,7 @@ class SegmenterConfig:
         class_balanced_attention: the paper's CMAttn in the hierarchical decoder instead of the release's constant.
 
     Raises:
-        InputError: an option that does not exist, is out of range or contradicts another.
+        InputError: an option is out of range or contradicts another.
     """
 
     encoder: str | dict[str, Any] = "vit_b"

@@ -50,11 +50,7 @@ class Attention(nn.Module):
         return self.proj(self._attend(q, k, v))
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention of each branch, before the output projection.
-
-        Returns:
-            `[B, h, w, dim]` of the base and `[L, B, h, w, dim]` of the base with each expert.
-        """
+        """Attention before its projection: `[B, h, w, dim]` of the base and `[L, B, h, w, dim]` with each expert."""
         q, k, v = self.qkv(x).chunk(3, -1)
         count = len(self.experts)
         expert_q, expert_v = branch_experts(self._experts(), x, q, v)
@@ -109,7 +105,6 @@ class Block(nn.Module):
         **hl_attn: Any,
     ) -> None:
         super().__init__()
-        self.windows = windows
         self.fusion = fusion
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, windows, experts, rank)
@@ -130,10 +125,9 @@ class Block(nn.Module):
         base, experts = (t + self.mlp(self.norm2(t)) for t in (base, experts))
         return base + self._fuse(experts - base)
 
-    def _fuse(self, contributions: Tensor) -> Tensor:
-        """E_i `[L, B, h, w, dim]` -> E `[B, h, w, dim]`."""
+    def _fuse(self, contributions: Tensor) -> Tensor:  # E_i `[L, B, h, w, dim]` -> E `[B, h, w, dim]`
         assert self.hl_attn is not None
-        return self.hl_attn(dict(zip(self.attn.experts, contributions, strict=True)), self.windows)
+        return self.hl_attn(dict(zip(self.attn.experts, contributions, strict=True)), self.attn.windows)
 
 
 class PatchEmbed(nn.Module):
@@ -219,11 +213,7 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def merge_experts(self) -> None:
-        """Merge the experts into the base weights and remove them: the same function at the cost of SAM's encoder.
-
-        Raises:
-            InputError: HL-Attn fuses the experts, which base weights cannot represent.
-        """
+        """Merge the experts into the base weights and remove them: the same function at the cost of SAM's encoder."""
         if self.fusion:
             raise InputError("experts that HL-Attn fuses cannot be merged into the base weights")
         for block in cast("list[Block]", list(self.blocks)):

@@ -94,9 +94,7 @@ class Segmenter(StrictlyLoaded):
             label: `[B, 1, h, w]` class numbers; only used by class-balanced attention in training.
 
         Returns:
-            logits `[B, num_classes, H, W]` in evaluation. In training the logits of each decoder at its own resolution:
-            `[B, num_classes, S/4, S/4]` with SAM's decoder; a list of these and `[B, num_classes, S, S]` with the
-            hierarchical one.
+            logits `[B, num_classes, H, W]` in evaluation; in training those of `stage_logits`, two as a list.
         """
         stages = self.stage_logits(x, label)
         if self.training:
@@ -142,20 +140,15 @@ class Segmenter(StrictlyLoaded):
         Returns:
             for each image `mask_logits` `[n, T, H, W]` (a mask is where they exceed 0), `iou_predictions`
             `[n, T]` and `low_res_logits` `[n, T, S/4, S/4]`, for use as the next `mask_inputs`.
-
-        Raises:
-            InputError: the decoder is the hierarchical one, which takes no prompts; an image is too large.
         """
         if self.mask_decoder2 is not None:
             raise InputError("the hierarchical decoder takes no prompts; build the network with decoder='sam'")
         embeddings = self.image_encoder(torch.stack([self._pad(r["image"]) for r in records]))
-        results = []
+        pe, results = self.prompt_encoder.get_dense_pe(), []
         for record, embedding in zip(records, embeddings, strict=True):
             points = (record["point_coords"], record["point_labels"]) if "point_coords" in record else None
             sparse, dense = self.prompt_encoder(points, record.get("boxes"), record.get("mask_inputs"))
-            low_res, iou = self.mask_decoder(
-                embedding[None], self.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output
-            )
+            low_res, iou = self.mask_decoder(embedding[None], pe, sparse, dense, multimask_output)
             height, width = record["image"].shape[-2:]
             masks = F.interpolate(low_res, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
             size = tuple(record.get("original_size", (height, width)))
