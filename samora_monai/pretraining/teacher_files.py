@@ -1,29 +1,17 @@
 """Teacher files: a teacher trained on the user's scans, and facts about its training; descriptions of other files.
 
-`{"state_dict": {...}, "meta": "<one JSON string>"}` of kind `"teacher"`, as expert files. `load_simclr` and `load_mae`
-read the public checkpoints.
+`load_simclr` and `load_mae` read the public checkpoints.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from samora_monai import __version__
-from samora_monai.checkpoints.files import (
-    FORMAT_VERSION,
-    LoadReport,
-    Parts,
-    Source,
-    check_meta,
-    copy_strictly,
-    sha256_of,
-    write_checkpoint,
-)
+from samora_monai.checkpoints.files import LoadReport, Parts, Source, check_meta, copy_strictly, write_parts
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.settings import file_or_none
 
@@ -64,17 +52,9 @@ def save_teacher(net: Teacher, path: str | os.PathLike[str], **meta: Any) -> Non
     Raises:
         InputError: the file cannot be written.
     """
-    state = {key: value.cpu().clone() for key, value in net.state_dict().items()}
-    own = {
-        "kind": "teacher",
-        "format_version": FORMAT_VERSION,
-        "method": net.method,
-        "preset": net.preset,
-        "sha256": sha256_of(state),
-        "package_version": __version__,
-    }
+    own = {"method": net.method, "preset": net.preset}
     assert not own.keys() & meta.keys(), f"the file's own fields cannot be given: {sorted(own.keys() & meta.keys())}"
-    write_checkpoint({"state_dict": state, "meta": json.dumps(meta | own)}, path)
+    write_parts("teacher", net.state_dict(), meta | own, path)
 
 
 def read_teacher(net: Teacher, source: str | None) -> LoadReport:
