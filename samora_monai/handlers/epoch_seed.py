@@ -1,8 +1,7 @@
-"""Random numbers that depend on the seed, the epoch and the process alone.
+"""Random numbers that depend only on the seed, the epoch and the process.
 
-A resumed run then draws the same order of slices, the same augmentation and the same dropout as an undisturbed one.
-Saving the states of the generators instead would need those of every random transform and of every process in the
-checkpoint, and there are none to save for the workers of a data loader, which MONAI seeds anew in each epoch.
+A resumed run then draws the same order of slices, augmentation and dropout as an uninterrupted one. Saving the states
+of all generators would not do: MONAI seeds the workers of a data loader anew in each epoch.
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ from monai.utils import set_determinism
 
 
 class EpochSeed:
-    """Handler that seeds Python, NumPy, torch on all devices, and the random transforms of the data of an engine.
+    """Handler that seeds Python, NumPy, torch on all devices, and the random transforms of an engine's data.
 
-    It does so before every epoch of a trainer, with other numbers each time, and before every validation, with the same
-    numbers each time, so that the metrics of two epochs compare. Processes draw different numbers.
-    For a `monai.data.DataLoader`: Ignite makes its iterator, which draws the order and the seeds of the workers, after
-    the start of an epoch. Persistent workers would keep their former state.
+    Seeds every epoch of a trainer differently, and every validation alike, so that the metrics of two epochs compare.
+    Processes draw different numbers. For a `monai.data.DataLoader` without persistent workers.
 
     Args:
         seed: the seed of the run.
@@ -31,12 +28,12 @@ class EpochSeed:
         self.seed = seed
 
     def attach(self, engine: Trainer | Evaluator) -> None:
-        """Seed the epochs of `engine`."""
+        """Seed the epochs of `engine`. Ignite makes the iterator of the data after the start of an epoch."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._started)
 
     def _started(self, engine: Trainer | Evaluator) -> None:
         epoch = 0 if isinstance(engine, Evaluator) else engine.state.epoch
-        entropy = (self.seed, epoch, idist.get_rank())  # mixed, as sums of them would repeat themselves
+        entropy = (self.seed, epoch, idist.get_rank())  # mixed, because different ones can have the same sum
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         set_determinism(seed)
         set_rnd(getattr(engine.data_loader, "dataset", None), seed)

@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from samora_monai.handlers.nan_guard import NanGuard
 from samora_monai.handlers.progress import Progress
 from samora_monai.handlers.tensorboard import TensorBoard
-from samora_monai.handlers.validation import EpochValidation
 
 
 class TrainingHandlers:
@@ -25,7 +24,8 @@ class TrainingHandlers:
     - `NanGuard` and `Progress`;
     - the epoch of the loss function, if it has `set_epoch` (`HierarchicalLoss`);
     - `TensorBoardStatsHandler`, the loss as `train_loss`, on rank 0;
-    - `EpochValidation`.
+    - the validation, every `val_interval` epochs and, unlike MONAI's `ValidationHandler`, after the last one: it saves
+      the best model, so that every training leaves one.
 
     The trainer has `decollate=False`. Its output becomes a list with one dict for the whole batch, in which
     `from_engine(["loss"], first=True)` finds the loss, as MONAI's MLflow settings expect.
@@ -59,7 +59,12 @@ class TrainingHandlers:
                 output_transform=from_engine([Keys.LOSS], first=True),
             ).attach(engine)
         if self.validator is not None:
-            EpochValidation(self.val_interval, self.validator).attach(engine)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate, self.validator)
+
+    def _validate(self, engine: SupervisedTrainer, validator: Evaluator) -> None:
+        epoch = engine.state.epoch
+        if epoch % self.val_interval == 0 or epoch == engine.state.max_epochs:
+            validator.run(epoch)
 
 
 def _list_output(engine: SupervisedTrainer) -> None:
