@@ -36,7 +36,11 @@ class SegmentationLoss(nn.Module):
     """
 
     def __init__(
-        self, lambda_ce: float = 0.2, lambda_dice: float = 0.8, upsample_logits: bool = False, all_processes: bool = False
+        self,
+        lambda_ce: float = 0.2,
+        lambda_dice: float = 0.8,
+        upsample_logits: bool = False,
+        all_processes: bool = False,
     ) -> None:
         super().__init__()
         self.upsample_logits = upsample_logits

@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 def warmup_poly(step: int, *, warmup: int, max_iterations: int, exponent: float) -> float:
     """Return the factor in [0, 1] on the base rate in optimiser step `step`, counted from 0.
 
-    With i = max(step - 1, 0): `(i + 1) / warmup` while i < warmup, then `(1 - (i - warmup) / max_iterations) ** exponent`.
-    SAMed's `trainer.py` sets the rate after each step, so that the first rate lasts two steps.
+    With i = max(step - 1, 0): `(i + 1) / warmup` while i < warmup, then
+    `(1 - (i - warmup) / max_iterations) ** exponent`. SAMed's `trainer.py` sets the rate after each step, so that the
+    first rate lasts two steps.
     """
     i = max(step - 1, 0)
     if i < warmup:

@@ -36,7 +36,7 @@ class StrictlyLoaded(nn.Module):
 
 
 def misfit(expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> str:
-    """Describe how the keys, or else the first shape, of `found` differ from `expected`; an empty string if they fit."""
+    """Describe how the keys of `found`, or else the first shape, differ from `expected`; `""` if they do not."""
     missing = [key for key in expected if key not in found]
     unknown = [key for key in found if key not in expected]
     if missing or unknown:

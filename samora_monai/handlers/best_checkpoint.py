@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +26,24 @@ from samora_monai.pretraining.teacher_files import save_teacher
 
 
 class _Best(ABC):
-    """Handler that writes a file when the key metric of an evaluator is the best so far. Rank 0 only.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    """Handler that calls `save` when the key metric of an evaluator is the best so far. Rank 0 only."""
 
     def attach(self, engine: Engine) -> None:
-        """Watch `engine`, a MONAI evaluator with a key metric. Attached to a trainer too, where the config lists it."""
+        """Watch `engine`, if it is an evaluator; the configs list the handler among those of the trainer too."""
         if idist.get_rank() == 0 and isinstance(engine, Evaluator):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
 
     def _validated(self, engine: Evaluator) -> None:
         if engine.state.best_metric_epoch == engine.state.epoch:
-            self.save(self.path, engine)
+            self.save(engine.state.epoch)
             engine.state.saved_epoch = engine.state.epoch  # for ValidationLog
 
     @abstractmethod
-    def save(self, path: Path, engine: Engine) -> None:
-        """Write the file `path`."""
+    def save(self, epoch: int) -> None:
+        """Write the best file."""
 
 
+@dataclass(eq=False)
 class BestCheckpoint(_Best):
     """Evaluator handler that writes the flat state dict of a network when the key metric is the best so far.
 
@@ -58,20 +53,18 @@ class BestCheckpoint(_Best):
         settings: the settings of the model, written beside it as `model.json`.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], network: nn.Module, settings: ModelSettings | None = None
-    ) -> None:
-        super().__init__(path)
-        self.network = network
-        self.settings = settings
+    path: str | os.PathLike[str]
+    network: nn.Module
+    settings: ModelSettings | None = None
 
-    def save(self, path: Path, engine: Engine) -> None:
+    def save(self, epoch: int) -> None:
         """Write the settings, and then the weights, so that no model is without settings."""
         if self.settings is not None:
-            write_model_settings(path, self.settings)
-        write_checkpoint(self.network.state_dict(), path)
+            write_model_settings(self.path, self.settings)
+        write_checkpoint(self.network.state_dict(), self.path)
 
 
+@dataclass(eq=False)
 class ExpertCheckpoint(_Best):
     """Handler of both engines of a pretraining that writes the best and the last expert file.
 
@@ -83,30 +76,31 @@ class ExpertCheckpoint(_Best):
         settings: what the expert is trained with.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], segmenter: Segmenter, settings: ExpertSettings) -> None:
-        super().__init__(Path(folder) / "expert.pt")
-        self.segmenter = segmenter
-        self.settings = settings
-        self.base_sha256: str | None = None
+    folder: str | os.PathLike[str]
+    segmenter: Segmenter
+    settings: ExpertSettings
+    base_sha256: str | None = field(default=None, init=False)
 
     def attach(self, engine: Engine) -> None:
         """Watch an evaluator; of a trainer, hash the base at the start and write the last expert after each epoch."""
         super().attach(engine)
         if idist.get_rank() == 0 and not isinstance(engine, Evaluator):
             engine.add_event_handler(Events.STARTED, self._started)
-            engine.add_event_handler(
-                Events.EPOCH_COMPLETED, lambda: self.save(self.path.with_name("expert_last.pt"), engine)
-            )
+            engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: self._write("expert_last.pt"))
 
     def _started(self) -> None:
         self.base_sha256 = base_sha256(self.segmenter)
 
-    def save(self, path: Path, engine: Engine) -> None:
+    def save(self, epoch: int) -> None:
         """Write the expert as it is now."""
-        level, before = self.settings.level, self.base_sha256
-        save_expert(self.segmenter, path, level, base_sha256_before=before, settings=self.settings)
+        self._write("expert.pt")
+
+    def _write(self, name: str) -> None:
+        path, level = Path(self.folder) / name, self.settings.level
+        save_expert(self.segmenter, path, level, base_sha256_before=self.base_sha256, settings=self.settings)
 
 
+@dataclass(eq=False)
 class TeacherCheckpoint(_Best):
     """Evaluator handler that writes the best teacher file.
 
@@ -116,13 +110,10 @@ class TeacherCheckpoint(_Best):
         meta: further facts to keep in the file.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], teacher: SimCLRTeacher | MAETeacher, meta: Mapping[str, Any]
-    ) -> None:
-        super().__init__(path)
-        self.teacher = teacher
-        self.meta = meta
+    path: str | os.PathLike[str]
+    teacher: SimCLRTeacher | MAETeacher
+    meta: Mapping[str, Any]
 
-    def save(self, path: Path, engine: Engine) -> None:
+    def save(self, epoch: int) -> None:
         """Write the teacher as it is now, with the epoch."""
-        save_teacher(self.teacher, path, epoch=engine.state.epoch, **self.meta)
+        save_teacher(self.teacher, self.path, epoch=epoch, **self.meta)

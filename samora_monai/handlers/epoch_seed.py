@@ -14,26 +14,19 @@ from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
 
-class EpochSeed:
-    """Handler that seeds Python, NumPy, torch on all devices, and the random transforms of an engine's data.
+def seed_epochs(engine: Trainer | Evaluator, seed: int) -> None:
+    """Before each epoch, seed Python, NumPy, torch on all devices, and the random transforms of the engine's data.
 
     Seeds every epoch of a trainer differently, and every validation alike, so that the metrics of two epochs compare.
-    Processes draw different numbers. For a `monai.data.DataLoader` without persistent workers.
-
-    Args:
-        seed: the seed of the run.
+    Processes draw different numbers. For a `monai.data.DataLoader` without persistent workers, whose iterator Ignite
+    makes after the start of an epoch.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def attach(self, engine: Trainer | Evaluator) -> None:
-        """Seed the epochs of `engine`. Ignite makes the iterator of the data after the start of an epoch."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._started)
-
-    def _started(self, engine: Trainer | Evaluator) -> None:
+    def started() -> None:
         epoch = 0 if isinstance(engine, Evaluator) else engine.state.epoch
-        entropy = (self.seed, epoch, idist.get_rank())  # mixed, because different ones can have the same sum
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        set_determinism(seed)
-        set_rnd(getattr(engine.data_loader, "dataset", None), seed)
+        entropy = (seed, epoch, idist.get_rank())  # mixed, because different ones can have the same sum
+        epoch_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        set_determinism(epoch_seed)
+        set_rnd(getattr(engine.data_loader, "dataset", None), epoch_seed)
+
+    engine.add_event_handler(Events.EPOCH_STARTED, started)

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from samora_monai.checkpoints.files import read_checkpoint, sha256_of, write_checkpoint
 from samora_monai.errors import InputError, MissingFileError
-from samora_monai.handlers.epoch_seed import EpochSeed
+from samora_monai.handlers.epoch_seed import seed_epochs
 from samora_monai.settings import flag
 
 logger = logging.getLogger(__name__)
@@ -40,10 +40,8 @@ class LastCheckpoint:
     Args:
         path: the file, e.g. `eval/last.pt`.
         network: the module itself, not its `DistributedDataParallel` wrapper; its `requires_grad` must be final.
-        optimizer: of the network.
-        lr_scheduler: of the optimizer.
-        trainer: the trainer, whose epoch, iteration and gradient scaler are saved.
-        evaluator: the evaluator, whose best metric is saved.
+        trainer: its epoch, iteration and gradient scaler are saved.
+        evaluator: its best metric is saved.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class LastCheckpoint:
         if flag(resume, "resume"):
             self.resume()
         for engine in (self.trainer, self.evaluator):
-            EpochSeed(self.seed).attach(engine)
+            seed_epochs(engine, self.seed)
         if idist.get_rank() == 0:
             self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
@@ -91,9 +89,7 @@ class LastCheckpoint:
         write_checkpoint(state | {"seed": self.seed}, self.path)
 
     def resume(self) -> None:
-        """Restore every object from the file, so that the trainer continues with the next epoch.
-
-        The number of epochs is this run's, not the file's.
+        """Restore every object from the file, but not its number of epochs; the trainer continues with the next epoch.
 
         Raises:
             MissingFileError: there is no such file.
@@ -132,10 +128,8 @@ class LastCheckpoint:
         try:
             saved, _ = read_checkpoint(self.path)
         except InputError as error:
-            raise InputError(
-                f"'{self.path}' cannot be read as a checkpoint: it is damaged or another kind of file; "
-                "start without resuming"
-            ) from error
+            problem = "cannot be read as a checkpoint: it is damaged or another kind of file; start without resuming"
+            raise InputError(f"'{self.path}' {problem}") from error
         if saved.keys() - _OPTIONAL != self.objects.keys() - _OPTIONAL:
             expected = ", ".join(name for name in self.objects if name not in _OPTIONAL)
             raise InputError(

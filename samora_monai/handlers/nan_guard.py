@@ -14,16 +14,13 @@ from ignite.engine import Engine, Events
 from samora_monai.errors import InputError
 from samora_monai.handlers.progress import loss_of
 
+INTERVAL = 100  # steps between two readings of the losses on a GPU, which are also read at the end of an epoch
+
 
 class NanGuard:
-    """Trainer handler that checks the loss of every step, on every rank.
+    """Trainer handler that checks the loss of every step, on every rank."""
 
-    Args:
-        interval: steps between two readings of the losses on a GPU, which are also read at the end of an epoch.
-    """
-
-    def __init__(self, interval: int = 100) -> None:
-        self.interval = interval
+    def __init__(self) -> None:
         self.unread: list[torch.Tensor] = []  # the losses of the last steps
 
     def attach(self, engine: Engine) -> None:
@@ -34,7 +31,7 @@ class NanGuard:
     def _completed(self, engine: Engine) -> None:
         loss = loss_of(engine)
         self.unread.append(loss)
-        if loss.device.type == "cpu" or len(self.unread) >= self.interval:
+        if loss.device.type == "cpu" or len(self.unread) >= INTERVAL:
             self._check(engine)
 
     def _check(self, engine: Engine) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import ignite.distributed as idist
@@ -28,10 +29,6 @@ class Progress:
     Logs every `interval` seconds and at the end of each epoch, on rank 0 only. The loss is the mean since the previous
     line, at the end of an epoch the mean over the epoch; the rate counts the slices of all ranks. The remaining time is
     extrapolated from this run alone, validation included, so that it is correct after a resume.
-    For a MONAI `SupervisedTrainer` with or without `decollate`.
-
-    Args:
-        interval: seconds between two lines within an epoch.
     """
 
     def __init__(self, interval: float = 10.0) -> None:
@@ -78,19 +75,19 @@ class Progress:
         logger.info("  ".join(line))
 
 
+@dataclass(eq=False)
 class ValidationLog:
     """Evaluator handler that logs `validation mean Dice 0.812 (best 0.812 at epoch 3, saved)`. Rank 0 only.
 
     List it after the handler that saves the best weights, which sets `engine.state.saved_epoch`.
 
     Args:
-        name: name of the key metric in the line.
+        name: name of the key metric.
         tensorboard: where all metrics of the evaluator are written too, if given.
     """
 
-    def __init__(self, name: str = "mean Dice", tensorboard: TensorBoard | None = None) -> None:
-        self.name = name
-        self.tensorboard = tensorboard
+    name: str = "mean Dice"
+    tensorboard: TensorBoard | None = None
 
     def attach(self, engine: Evaluator) -> None:
         """Log the key metric of `engine`, the evaluator, after each validation."""
@@ -101,10 +98,9 @@ class ValidationLog:
 
     def _completed(self, engine: Evaluator) -> None:
         state = engine.state
-        value = state.metrics[state.key_metric_name]
         saved = ", saved" if getattr(state, "saved_epoch", None) == state.epoch else ""
         best = f"best {state.best_metric:.4g} at epoch {state.best_metric_epoch}{saved}"
-        logger.info(f"validation {self.name} {value:.4g} ({best})")
+        logger.info(f"validation {self.name} {state.metrics[state.key_metric_name]:.4g} ({best})")
 
 
 def loss_of(engine: Engine) -> torch.Tensor:

@@ -1,7 +1,4 @@
-"""TensorBoard: one event file for a run, and the overlay of a validation.
-
-MONAI's `TensorBoardImageHandler` draws volumes as animations, without the label on the image.
-"""
+"""TensorBoard: one event file for a run, and the overlay of a validation."""
 
 from __future__ import annotations
 
@@ -16,11 +13,7 @@ from monai.utils import CommonKeys as Keys
 
 
 class TensorBoard:
-    """The event file of a run, opened when its writer is first used, which only rank 0 should do.
-
-    Args:
-        log_dir: folder of the file.
-    """
+    """The event file of a run in the folder `log_dir`, opened when its writer is first used, on rank 0 only."""
 
     def __init__(self, log_dir: str | os.PathLike) -> None:
         self.log_dir = str(log_dir)
@@ -37,10 +30,7 @@ class OverlayToTensorBoard:
     """Evaluator handler that adds the most labelled slice of the first case to TensorBoard, as `validation/overlay`.
 
     The decollated output of the engine holds `image` in [0, 1] and the label maps `pred` and `label`, MetaTensors
-    [1, X, Y, Z] on one grid. Rank 0 only.
-
-    Args:
-        tensorboard: where the picture is written.
+    [1, X, Y, Z] on one grid. Rank 0 only. MONAI's `TensorBoardImageHandler` draws no label on the image.
     """
 
     def __init__(self, tensorboard: TensorBoard) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import ignite.distributed as idist
@@ -17,6 +18,7 @@ from samora_monai.handlers.progress import Progress
 from samora_monai.handlers.tensorboard import TensorBoard
 
 
+@dataclass(eq=False)
 class TrainingHandlers:
     """Trainer handler that attaches, in this order:
 
@@ -31,19 +33,14 @@ class TrainingHandlers:
     `from_engine(["loss"], first=True)` finds the loss, as MONAI's MLflow settings expect.
 
     Args:
-        lr_scheduler: stepped after every iteration.
         validator: the evaluator; None for a training without validation (a site of a federation).
         val_interval: epochs from one validation to the next.
-        tensorboard: where the loss is written.
     """
 
-    def __init__(
-        self, lr_scheduler: LambdaLR, validator: Evaluator | None, val_interval: int, tensorboard: TensorBoard
-    ) -> None:
-        self.lr_scheduler = lr_scheduler
-        self.validator = validator
-        self.val_interval = val_interval
-        self.tensorboard = tensorboard
+    lr_scheduler: LambdaLR
+    validator: Evaluator | None
+    val_interval: int
+    tensorboard: TensorBoard
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Attach them to `engine`, a trainer with `decollate=False`."""

@@ -7,8 +7,13 @@ from samora_monai.workflow.processes import leave_process_group, own_device, own
 from samora_monai.workflow.startup import start
 from samora_monai.workflow.summary import print_pretraining_summary, print_summary
 from samora_monai.workflow.weights import (
-    load_base, load_decoder, load_pretrained, load_teacher, load_trained_expert, start_teacher,
-)  # fmt: skip
+    load_base,
+    load_decoder,
+    load_pretrained,
+    load_teacher,
+    load_trained_expert,
+    start_teacher,
+)
 
 __all__ = [
     "PretrainingEvaluator",

@@ -25,11 +25,7 @@ Scans = Sequence[Mapping[str, str]]  # {"image": path, "label": path} each
 
 @dataclass(frozen=True)
 class RunCases(Cases):
-    """The cases of a run.
-
-    Args:
-        model_file: a trained model to continue with; None starts from SAM.
-    """
+    """The cases of a run, and the trained model that it continues; None starts from SAM."""
 
     model_file: str | None = None
 
@@ -41,8 +37,7 @@ def resolve_cases(
 
     Args:
         data_set: the data set; it has been read by now unless both lists were given in its place.
-        training: `train::dataset::data`.
-        validation: `validate::dataset::data`.
+        training, validation: the content of `train::dataset::data` and `validate::dataset::data`.
         model_file: the bundle's model; a run on given lists continues with it, if it exists.
 
     Raises:

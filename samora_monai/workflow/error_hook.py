@@ -30,7 +30,7 @@ def install_error_hook() -> None:
     """
     if not isinstance(sys.excepthook, _Hook):
         sys.excepthook = _Hook(sys.excepthook)
-    get_logger(STATS_LOGGER)  # made by MONAI, which gives a logger its stdout handler only when it makes it
+    get_logger(STATS_LOGGER)  # MONAI gives a logger its stdout handler only when it creates the logger
     for name in LOGGERS:  # they log an exception before it reaches the hook
         logging.getLogger(name).addFilter(is_no_mistake)
 
@@ -40,8 +40,7 @@ class _Hook:
         self.otherwise = otherwise
 
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        message = user_message(error)
-        if message is None:
+        if (message := user_message(error)) is None:
             self.otherwise(kind, error, traceback)
         else:
             sys.stdout.flush()
@@ -50,5 +49,5 @@ class _Hook:
 
 def is_no_mistake(record: logging.LogRecord) -> bool:
     """Logging filter that drops error records while an InputError is handled."""
-    # the exception is looked up, since Ignite logs "run is terminating due to exception" without exc_info
+    # Ignite logs "run is terminating due to exception" without exc_info
     return record.levelno < logging.ERROR or user_message(sys.exc_info()[1]) is None

@@ -36,13 +36,11 @@ ROOTS = {"run_id": "run", "init_id": "initialize", "final_id": "finalize"}
 
 
 def check_overrides() -> None:
-    """Check the settings that this process was started with against its config files.
-
-    Does nothing unless the process is `python -m monai.bundle run ...`. An id must exist, or be an argument of a
-    component. Settings that the workflow does not use are logged.
+    """Check the settings of `python -m monai.bundle run ...` against its config files; log those without effect.
 
     Raises:
-        InputError: a setting is unknown, or its value has the wrong type; names the nearest known setting.
+        InputError: a setting is neither an id of the config nor an argument of a component (names the nearest known
+            one), or its value has the wrong type.
     """
     if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2] != ["run"]:
         return
@@ -51,13 +49,13 @@ def check_overrides() -> None:
         given = {**ConfigParser.load_config_file(given["args_file"]), **given}
     if given.get("config_file") is None:
         return
-    files = ensure_tuple(given["config_file"])
+    files = ", ".join(map(str, ensure_tuple(given["config_file"])))
     tracking = _tracking_settings(given.get("tracking"))
-    config = ConfigParser.load_config_files(files) | tracking
+    config = ConfigParser(ConfigParser.load_config_files(given["config_file"]) | tracking)
     settings = {ReferenceResolver.normalize_id(key): value for key, value in given.items()}
     settings = {name: value for name, value in settings.items() if name not in RUN_ARGUMENTS}
     for name, value in settings.items():
-        _check_id(name, ConfigParser(config), ", ".join(map(str, files)))
+        _check_id(name, config, files)
         _check_value(name, value, config.get(name))
     ids = [given.get(key, default) for key, default in ROOTS.items()]
     # a bundle's commands always name bundle_root; MONAI's tracking refers to its own settings
@@ -85,15 +83,9 @@ def given_settings(arguments: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def settings_without_effect(config: dict[str, Any], settings: dict[str, Any], ids: Collection[str]) -> list[str]:
-    """Return the settings that no chain of references from `ids` leads to.
-
-    Args:
-        config: the content of the config files.
-        settings: overrides of the config.
-        ids: where evaluation starts, e.g. `("training", "initialize", "finalize")`.
-    """
-    parser = ConfigParser(deepcopy(config))
+def settings_without_effect(config: ConfigParser, settings: dict[str, Any], ids: Collection[str]) -> list[str]:
+    """Return the overrides `settings` of `config` that no chain of references from `ids` leads to."""
+    parser = ConfigParser(deepcopy(config.get()))
     parser.update(settings)
     macros = [value[1:] for id in _ids(parser.config) if (value := str(parser[id])).startswith("%")]
     parser.resolve_macro_and_relative_ids()
@@ -136,9 +128,7 @@ def _check_id(name: str, config: ConfigParser, where: str) -> None:
     if parent == name or name.startswith(ConfigParser.meta_key):
         return
     if not isinstance(node, dict | list):
-        raise InputError(
-            f"setting '{name}' does not exist in {where}: '{parent}' is the value {node!r}, override that"
-        )
+        raise InputError(f"setting '{name}' does not exist in {where}: '{parent}' is the value {node!r}, override that")
     argument = name.removeprefix(f"{parent}{SEPARATOR}")
     if parent and isinstance(node, dict) and SEPARATOR not in argument:
         return _check_argument(name, argument, node)
@@ -173,7 +163,7 @@ def _check_value(name: str, value: Any, default: Any) -> None:
         raise InputError(f"'--{name}' must be a number, got {value!r}; the config has {default}")
 
 
-def _of_the_model(name: str, config: dict[str, Any] | ConfigParser) -> str:
+def _of_the_model(name: str, config: ConfigParser) -> str:
     # the remedy where a field of the model is given while the config reads the model from its file, else ""
     model = config.get("model")
     reads = isinstance(model, dict) and str(model.get("_target_")).endswith(".read_model_settings")

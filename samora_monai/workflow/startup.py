@@ -1,11 +1,4 @@
-"""The start of a run: the first expressions of every bundle's `initialize`.
-
-imports:
-- $import samora_monai
-initialize:
-- $samora_monai.workflow.start(@device, @distributed)
-- $samora_monai.workflow.check_run_settings(epochs=@epochs, batch_size=@batch_size)
-"""
+"""The start of a run: the first expression of every bundle's `initialize`."""
 
 from __future__ import annotations
 
@@ -27,21 +20,21 @@ THIRD_PARTY_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated"),
     # monai.metrics.compute_hausdorff_distance, about its own call
     (FutureWarning, r".*get_mask_edges:always_return_as_numpy"),
-    # monai.transforms.RandHistogramShift, of a slice that shows air alone
+    # monai.transforms.RandHistogramShift, for a slice of air only
     (UserWarning, r"The image's intensity is a single value"),
-    # torch, when the scaler of float16 training skips its first step, as it is meant to
+    # torch, when the scaler of float16 training skips its first step, as intended
     (UserWarning, r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`"),
 )
 
 
-def start(device: torch.device | str | None = None, distributed: bool | str = False) -> None:
+def start(device: torch.device | str, distributed: bool | str = False) -> None:
     """Prepare this process for a run, so that it reports a user's mistake in one line.
 
     Installs the error hook, hides warnings that no user can act on, keeps stdout from failing on file names that are
     not UTF-8, checks the overrides of the command line and the device, and joins the other processes.
 
     Args:
-        device: where the run computes; None checks none.
+        device: where the run computes.
         distributed: see `join_processes`.
 
     Raises:
@@ -54,19 +47,9 @@ def start(device: torch.device | str | None = None, distributed: bool | str = Fa
         warnings.filterwarnings("ignore", message=message, category=category)
     logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)  # repeats the command's arguments
     check_overrides()
-    if device is not None:
-        check_device(device)
-    join_processes(distributed)
-
-
-def check_device(device: torch.device | str) -> None:
-    """Check that a tensor can be made on the device.
-
-    Raises:
-        InputError: it cannot.
-    """
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"device '{device}' cannot be used ({reason}); give --device cpu, or another") from error
+    join_processes(distributed)
