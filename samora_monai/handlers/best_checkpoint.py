@@ -72,8 +72,6 @@ class ExpertCheckpoint(_Best):
 
     Args:
         folder: folder of `expert.pt` and `expert_last.pt`, e.g. `models`.
-        segmenter: the network that holds the expert.
-        settings: what the expert is trained with.
     """
 
     folder: str | os.PathLike[str]
@@ -105,7 +103,6 @@ class TeacherCheckpoint(_Best):
     """Evaluator handler that writes the best teacher file.
 
     Args:
-        path: the file, e.g. `models/teacher.pt`.
         teacher: the teacher itself, not the module that pretrains it.
         meta: further facts to keep in the file.
     """

@@ -1,8 +1,8 @@
 """The state of a training after its last complete epoch, and its continuation after a kill.
 
-Differs from MONAI's `CheckpointSaver` and `CheckpointLoader` in: the file is replaced atomically, so that a kill at any
-moment leaves the previous one whole; the best metric is part of the state, so that a worse epoch after a resume does
-not replace the best weights; frozen weights are not saved again in each epoch.
+Differs from MONAI's `CheckpointSaver` and `CheckpointLoader` in: the file is replaced atomically, so that a kill leaves
+the previous one whole; it holds the best metric, so that a worse epoch after a resume does not replace the best
+weights, and no frozen weights; a resumed run draws the random numbers of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Events
 from ignite.handlers import Checkpoint
+from monai.data import set_rnd
 from monai.engines import Evaluator, Trainer
+from monai.utils import set_determinism
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from samora_monai.checkpoints.files import read_checkpoint, sha256_of, write_checkpoint
 from samora_monai.errors import InputError, MissingFileError
-from samora_monai.handlers.epoch_seed import seed_epochs
 from samora_monai.settings import flag
 
 logger = logging.getLogger(__name__)
@@ -150,12 +152,9 @@ class LastCheckpoint:
 
 
 class TrainableState:
-    """The part of a module's state that training changes: all parameters and buffers but the frozen parameters.
+    """The state of all parameters and buffers of `module` but the frozen parameters, of which it holds a hash.
 
-    The state holds a hash of the frozen parameters; restoring needs a module with the same ones.
-
-    Args:
-        module: its `requires_grad` must be final.
+    The `requires_grad` of the module must be final. Restoring needs a module with the same frozen parameters.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -172,17 +171,32 @@ class TrainableState:
         return {"state_dict": changing, "frozen_sha256": self._frozen_sha256}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state.
-
-        Raises:
-            ValueError: the module trains other parameters, or has other frozen ones.
-        """
+        """Load a state; raise a `ValueError` if the module trains other parameters, or has other frozen ones."""
         own = self.state_dict()
         if set(state_dict["state_dict"]) != set(own["state_dict"]):
             raise ValueError("it trains other parameters")
         if state_dict["frozen_sha256"] != own["frozen_sha256"]:
             raise ValueError("its frozen weights differ")
         self.module.load_state_dict(self.module.state_dict() | state_dict["state_dict"])
+
+
+def seed_epochs(engine: Trainer | Evaluator, seed: int) -> None:
+    """Before each epoch, seed Python, NumPy, torch on all devices, and the random transforms of the engine's data.
+
+    The seeds depend only on `seed`, the epoch and the process. Saving the states of all generators would not do: MONAI
+    seeds the workers of a data loader anew in each epoch. Every epoch of a trainer is seeded differently, and every
+    validation alike, so that the metrics of two epochs compare. For a `monai.data.DataLoader` without persistent
+    workers, whose iterator Ignite makes after the start of an epoch.
+    """
+
+    def started() -> None:
+        epoch = 0 if isinstance(engine, Evaluator) else engine.state.epoch
+        entropy = (seed, epoch, idist.get_rank())  # mixed, because different ones can have the same sum
+        epoch_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        set_determinism(epoch_seed)
+        set_rnd(getattr(engine.data_loader, "dataset", None), epoch_seed)
+
+    engine.add_event_handler(Events.EPOCH_STARTED, started)
 
 
 class BestMetric:

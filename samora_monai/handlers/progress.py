@@ -1,7 +1,6 @@
 """Log lines of a training: position, loss, rate and remaining time; the metric of each validation.
 
-Differs from MONAI's `StatsHandler` in: one line every few seconds in place of one per iteration, with the rate and the
-remaining time of all epochs.
+MONAI's `StatsHandler` logs a line per iteration, without the rate and the remaining time of all epochs.
 """
 
 from __future__ import annotations
@@ -79,11 +78,8 @@ class Progress:
 class ValidationLog:
     """Evaluator handler that logs `validation mean Dice 0.812 (best 0.812 at epoch 3, saved)`. Rank 0 only.
 
-    List it after the handler that saves the best weights, which sets `engine.state.saved_epoch`.
-
-    Args:
-        name: name of the key metric.
-        tensorboard: where all metrics of the evaluator are written too, if given.
+    List it after the handler that saves the best weights, which sets `engine.state.saved_epoch`. `name` is that of the
+    key metric; all metrics of the evaluator are written to `tensorboard` too, if given.
     """
 
     name: str = "mean Dice"

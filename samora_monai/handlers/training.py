@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Events
 from monai.engines import Evaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
@@ -13,9 +15,11 @@ from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, from_engi
 from monai.utils import CommonKeys as Keys
 from torch.optim.lr_scheduler import LambdaLR
 
-from samora_monai.handlers.nan_guard import NanGuard
-from samora_monai.handlers.progress import Progress
+from samora_monai.errors import InputError
+from samora_monai.handlers.progress import Progress, loss_of
 from samora_monai.handlers.tensorboard import TensorBoard
+
+INTERVAL = 100  # steps between two readings of the losses on a GPU, which are also read at the end of an epoch
 
 
 @dataclass(eq=False)
@@ -71,3 +75,33 @@ def _list_output(engine: SupervisedTrainer) -> None:
 def _set_loss_epoch(engine: SupervisedTrainer) -> None:
     if set_epoch := getattr(engine.loss_function, "set_epoch", None):
         set_epoch(engine.state.epoch - 1)  # Ignite counts from 1
+
+
+class NanGuard:
+    """Trainer handler that stops the training when the loss is NaN or infinite, on every rank.
+
+    Differs from Ignite's `TerminateOnNan` in: the run fails with a remedy, before a validation can take such a network
+    for the best; the host does not wait for a GPU in every step.
+    """
+
+    def __init__(self) -> None:
+        self.unread: list[torch.Tensor] = []  # the losses of the last steps
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Check the losses of `engine`, the trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._completed)
+
+    def _completed(self, engine: SupervisedTrainer) -> None:
+        loss = loss_of(engine)
+        self.unread.append(loss)
+        epoch_ends = engine.state.iteration % engine.state.epoch_length == 0
+        if loss.device.type != "cpu" and len(self.unread) < INTERVAL and not epoch_ends:
+            return
+        losses = torch.stack(self.unread).tolist()
+        self.unread.clear()
+        for step, loss in enumerate(losses, engine.state.iteration + 1 - len(losses)):
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss became {loss} in step {step} (epoch {engine.state.epoch}); "
+                    "start again with a lower --learning_rate or a longer --warmup"
+                )

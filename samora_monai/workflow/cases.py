@@ -87,9 +87,7 @@ def model_to_train(
     """Return the settings of the model that a run continues, or the given ones.
 
     Args:
-        cases: the cases of the run, which may name the classes.
-        network: fields of `SegmenterConfig`.
-        scaling: fields of `ScanScaling`.
+        network, scaling: fields of `SegmenterConfig` and of `ScanScaling`.
         classes: `num_classes` and `class_names`, see `resolve_class_names`.
 
     Raises:

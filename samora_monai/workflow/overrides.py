@@ -31,8 +31,7 @@ logger = logging.getLogger(__name__)
 SEPARATOR = ReferenceResolver.sep
 # the settings of `monai.bundle run` itself
 RUN_ARGUMENTS = {name for call in (run, create_workflow, ConfigWorkflow) for name in inspect.signature(call).parameters}
-# the ids that it evaluates
-ROOTS = {"run_id": "run", "init_id": "initialize", "final_id": "finalize"}
+ROOTS = {"run_id": "run", "init_id": "initialize", "final_id": "finalize"}  # the ids that it evaluates
 
 
 def check_overrides() -> None:
@@ -52,8 +51,7 @@ def check_overrides() -> None:
     files = ", ".join(map(str, ensure_tuple(given["config_file"])))
     tracking = _tracking_settings(given.get("tracking"))
     config = ConfigParser(ConfigParser.load_config_files(given["config_file"]) | tracking)
-    settings = {ReferenceResolver.normalize_id(key): value for key, value in given.items()}
-    settings = {name: value for name, value in settings.items() if name not in RUN_ARGUMENTS}
+    settings = {ReferenceResolver.normalize_id(key): given[key] for key in given if key not in RUN_ARGUMENTS}
     for name, value in settings.items():
         _check_id(name, config, files)
         _check_value(name, value, config.get(name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,9 +16,7 @@ from samora_monai.errors import InputError
 from samora_monai.settings import check_run_settings, flag
 
 
-def check_pretraining(
-    scans: UnlabeledScans, modality: str, output_dir: str | os.PathLike[str], **settings: Any
-) -> None:
+def check_pretraining(scans: UnlabeledScans, modality: str, output_dir: str, **settings: Any) -> None:
     """Check the settings of a pretraining before anything is read or computed.
 
     Raises:
@@ -50,8 +47,6 @@ class PretrainingEvaluator(SupervisedEvaluator):
 
     Args:
         loss_function: of the prediction and the label; without a label, of the prediction and the image.
-        device: where it computes.
-        amp: true or false, also as text.
         settings: of `SupervisedEvaluator`.
     """
 

@@ -26,11 +26,7 @@ def own_device() -> torch.device:
 
 
 def own_share() -> tuple[int, int]:
-    """Return RANK and WORLD_SIZE, which torchrun or a job script sets.
-
-    Raises:
-        InputError: one is missing, not a whole number or out of range.
-    """
+    """Return RANK and WORLD_SIZE, which torchrun or a job script sets; raise an `InputError` if they are no share."""
     rank, processes = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
     if not (rank.isdecimal() and processes.isdecimal() and int(rank) < int(processes)):
         raise InputError(
@@ -85,12 +81,8 @@ def wrap(network: nn.Module, device: torch.device) -> nn.Module:
 def shared_sampler(dataset: Dataset, even_divisible: bool, shuffle: bool, items: str = "slices") -> DistributedSampler:
     """Return MONAI's `DistributedSampler`, which gives each process its share of the dataset.
 
-    Args:
-        dataset, even_divisible, shuffle: as in `DistributedSampler`.
-        items: the plural noun for what the dataset holds, for the message.
-
     Raises:
-        InputError: there are fewer items than processes.
+        InputError: there are fewer items than processes; `items` is the plural noun for what the dataset holds.
     """
     count: int = len(dataset)  # type: ignore[arg-type]
     if count < (processes := idist.get_world_size()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Sized
+from typing import Any
 
 import ignite.distributed as idist
 import monai
@@ -38,9 +39,7 @@ def print_summary(
     Args:
         network: the network, not its DistributedDataParallel wrapper; `describe() -> str` is its line, if it has one.
         batch_size: slices per step and process.
-        amp: whether activations are half precision.
-        dataset: the slices of the training scans.
-        validation: the validation scans.
+        dataset, validation: the slices of the training scans, and the validation scans.
     """
     if idist.get_rank() > 0:
         return
@@ -67,8 +66,6 @@ def print_pretraining_summary(
     """Log the summary of a training on unlabelled scans: files by format, and files left out. Rank 0 only.
 
     Args:
-        network, device, batch_size, amp: as in `print_summary`.
-        image_size: side of the network's input in pixels.
         dataset, held_out: the slices of the scans that train and of those that are held out.
         teacher: one line about the teacher, if there is one.
     """
@@ -100,6 +97,7 @@ def _log(
     """Log `rows` between those of the device and those of the network."""
     processes = f" x {idist.get_world_size()} processes" if idist.get_world_size() > 1 else ""
     trainable, total = count_parameters(network)
+    describe: Any = getattr(network, "describe", None)
     parts = training_bytes(network, batch_size, image_size, flag(amp))
     about = "about" if "activations" in parts else "activations and"
     memory = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
@@ -108,7 +106,7 @@ def _log(
         ("device", _device(torch.device(device)) + processes),
         ("versions", f"samora_monai {__version__}, monai {monai.__version__}, torch {torch.__version__}"),
         *rows,
-        ("network", network.describe() if hasattr(network, "describe") else type(network).__name__),
+        ("network", describe() if callable(describe) else type(network).__name__),
         ("parameters", f"{_millions(trainable)} of {_millions(total)} train ({trainable / total:.1%})"),
         ("memory", f"{memory}; {_gigabytes(dataset.nbytes)} of RAM for the slices"),
     ):

@@ -1,8 +1,7 @@
 """Load the weights that a run starts from: SAM, SAMed, H-SAM and experts, a trained model, or a teacher.
 
-Random weights must be asked for. Every load is logged once, by the first process. A file that may be left out can be
-None, `""`, `"none"` or `"null"`, in any case. A file that is missing or does not fit raises a `MissingFileError` or an
-`InputError`.
+Random weights must be asked for. Every load is logged on rank 0. A file that may be left out can be None, `""`,
+`"none"` or `"null"`, in any case. A file that is missing or does not fit raises a `MissingFileError` or `InputError`.
 """
 
 from __future__ import annotations
@@ -59,14 +58,13 @@ def load_pretrained(
 
     Args:
         sam: Meta's checkpoint; without it the base is random.
-        samed: a LoRA file of SAMed.
+        samed, hsam: a LoRA file of SAMed, or of H-SAM for the hierarchical decoder.
         experts: expert file by level.
-        hsam: a LoRA file of H-SAM, for the hierarchical decoder.
         model: a trained model to continue, which holds all weights; the other files are then ignored.
 
     Raises:
-        MissingFileError, InputError: a file is missing or does not fit; the network has an expert of an unknown level,
-            or one of a level without a file; a file is given for an expert or a decoder that the network does not have.
+        InputError: the network has an expert of an unknown level, or one of a level without a file; a file is given for
+            an expert or a decoder that the network does not have.
     """
     if model is not None:
         return [_logged(load_model(net, model))]
@@ -83,10 +81,8 @@ def load_pretrained(
             f"--experts has {unknown[0]!r}, which is no level{' that can be fused' if fused else ''}; "
             f"choose among {', '.join(known)}"
         )
-    if hsam is not None and net.decoder != "hierarchical":
-        raise InputError(
-            f"--hsam_checkpoint {hsam} was given but --decoder is {net.decoder}; add --decoder hierarchical"
-        )
+    if hsam is not None and (decoder := net.decoder) != "hierarchical":
+        raise InputError(f"--hsam_checkpoint {hsam} was given but --decoder is {decoder}; add --decoder hierarchical")
     if missing := [level for level in wanted if level in LEVELS and level not in given]:
         raise InputError(
             f"the network has the experts {wanted} but {missing[0]!r} has no file; give --{missing[0]}_expert FILE, "
@@ -119,9 +115,8 @@ def load_decoder(student: DenoisingStudent, decoder: str) -> LoadReport:
         raise MissingFileError(
             f"no decoder '{decoder}', which comes with the pixel expert; {HOW_TO_TRAIN}, or name it with --decoder"
         ) from e
-    remedy = "give the decoder.pt that was written with the expert"
-    own = student.decoder
-    return _logged(LoadReport(name, copied=copy_strictly(own, state, list(own.state_dict()), name, remedy)))
+    keys, remedy = list(student.decoder.state_dict()), "give the decoder.pt that was written with the expert"
+    return _logged(LoadReport(name, copied=copy_strictly(student.decoder, state, keys, name, remedy)))
 
 
 def _load_sam(net: Segmenter, sam: str, remedy: str) -> LoadReport:

@@ -16,8 +16,7 @@ from monai.transforms import Compose, RandGaussianNoised
 
 from samora_monai.checkpoints.files import write_checkpoint
 from samora_monai.errors import InputError, MissingFileError
-from samora_monai.handlers import LastCheckpoint
-from samora_monai.handlers.epoch_seed import seed_epochs
+from samora_monai.handlers.last_checkpoint import LastCheckpoint, seed_epochs
 from tests.nested import assert_equal
 from tests.tiny import flip_bit
 
@@ -124,7 +123,7 @@ def test_processes_and_epochs_draw_different_numbers(monkeypatch):
     """And the same ones again for the same seed, epoch and process."""
     drawn = {}
     for rank in (0, 1):
-        monkeypatch.setattr("samora_monai.handlers.epoch_seed.idist.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("samora_monai.handlers.last_checkpoint.idist.get_rank", lambda rank=rank: rank)
         for _ in range(2):
             transform = RandGaussianNoised(keys="image", prob=1.0)
             loader = DataLoader(Dataset([{"image": torch.zeros(1, 4)}], Compose([transform])))

@@ -205,5 +205,5 @@ def test_a_field_of_the_trained_model_is_overridden_below_model(check, caplog, t
 
 
 def test_a_field_of_the_model_is_an_unknown_setting_where_no_model_is_read(check):
-    with pytest.raises(InputError, match="unknown setting 'window' in .*; see the top of that file"):
+    with pytest.raises(InputError, match=r"unknown setting 'window' in .*; see the top of that file"):
         check("--window", "[-160, 240]")
