@@ -1,7 +1,7 @@
 """Start MONAI Label with a trained `samora_segmentation`: `make label`, in the environment that it builds.
 
-The app folder holds the server's own copy of the bundle, in which training from a client saves its model. The next
-start serves that model again; a new model from outside replaces it only if the server has not trained it since.
+The app folder holds the server's own copy of the bundle, where training from a client saves its model. The next start
+serves that model again; a new model from outside replaces it only if the server has not trained its copy since.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def place(bundle: Path, app: Path) -> Path:
         The folder of the bundle in the app.
 
     Raises:
-        MissingFileError, InputError: as `check_model`; or the app's model has been trained since it was copied, and
+        MissingFileError, InputError: as `check_model`, or the app's model has been trained since it was copied and
             `bundle` has another one.
     """
     placed = app / "model" / BUNDLE.name
@@ -145,7 +145,7 @@ def main() -> None:
     print(f"{placed.name} ({names}) on the scans in {studies}\nhttp://127.0.0.1:{args.port}", flush=True)
     modules = (str(HERE / "modules"), os.environ.get("PYTHONPATH"))
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in modules if path)
-    # zoo_source, sam2: no downloads
+    # zoo_source and sam2: set so that MONAI Label downloads nothing
     options = ("--app", str(args.app), "--studies", studies, "--host", "127.0.0.1", "--port", str(args.port))
     conf = ("--conf", "models", placed.name, "--conf", "zoo_source", "ngc", "--conf", "sam2", "false")
     command = [sys.executable, "-m", "monailabel.main", "start_server", *options, *conf]

@@ -1,4 +1,4 @@
-"""Federated fine-tuning: sites train one adapter on scans that never leave them, and exchange that adapter alone.
+"""Federated fine-tuning: sites train one adapter on scans that never leave them, and exchange only the adapter.
 
 A site is MONAI's `MonaiAlgo` on the segmentation bundle; the adapters of the sites are averaged by FedAvg
 (https://arxiv.org/abs/1602.05629). Differs from `MonaiAlgo` in: only the parameters that train are sent and accepted;
@@ -29,11 +29,7 @@ FROZEN = "frozen_sha256"  # sent as one of the weights, so that any averaging se
 
 
 def adapter_names(net: Segmenter) -> list[str]:
-    """The names of the parameters that are exchanged: those that train.
-
-    Raises:
-        InputError: parameters of SAM's encoder are among them.
-    """
+    """Names of the parameters that are exchanged: those that train. An `InputError` if SAM's encoder is among them."""
     names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
     if base := [name for name in base_keys(net) if name in set(names) and name.startswith("image_encoder.")]:
         raise InputError(
@@ -51,20 +47,16 @@ def fingerprint(state: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 
 
 class AdapterOnly(Filter):
-    """The filter of what a site sends: a copy of the adapter, and the fingerprint of all other weights.
+    """Reduce what a site sends to a copy of the adapter, and the fingerprint of all other weights.
 
-    Args:
-        net: the network; its `requires_grad` must be set for good.
+    The set of parameters of `net` that train must not change afterwards.
     """
 
     def __init__(self, net: Segmenter) -> None:
         self.names = adapter_names(net)
 
     def __call__(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
-        """
-        Raises:
-            InputError: the state is of another network (a `model.pt` with other settings).
-        """
+        """Replace `data.weights`; raise an `InputError` if they are those of a network with other settings."""
         state = data.weights or {}
         if missing := [name for name in self.names if name not in state]:
             raise InputError(f"the model to send has no {missing[0]}; it was trained with other settings, remove it")
@@ -74,10 +66,9 @@ class AdapterOnly(Filter):
 
 
 class SameAdapter(Filter):
-    """The filter of what a site accepts: the same weights as it sends, with the fingerprint of its own other weights.
+    """Accept only the weights that `AdapterOnly` sends, with the fingerprint of this site's other weights.
 
-    Args:
-        net: the network; its `requires_grad` must be set for good.
+    The set of parameters of `net` that train must not change afterwards.
     """
 
     def __init__(self, net: Segmenter) -> None:
@@ -87,9 +78,7 @@ class SameAdapter(Filter):
         self.shapes = {name: tuple(state[name].shape) for name in names} | {FROZEN: (32,)}
 
     def __call__(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
-        """
-        Args:
-            data: its `weights` are tensors or NumPy arrays by name; it is not changed.
+        """Return the adapter in `data`, whose weights are tensors or NumPy arrays by name.
 
         Raises:
             InputError: a weight is missing, unexpected or of another shape; differences instead of weights; the
@@ -98,20 +87,16 @@ class SameAdapter(Filter):
         if data.weight_type == WeightType.WEIGHT_DIFF:
             raise InputError("received differences of weights, expected the weights; let the server send the model")
         got = data.weights or {}
-        missing = [name for name in self.shapes if name not in got]
-        unexpected = [name for name in got if name not in self.shapes]
-        for what, names in (("lacks", missing), ("also has", unexpected)):
-            if names:
+        for verb, names, others in (("lacks", self.shapes, got), ("also has", got, self.shapes)):
+            if different := [name for name in names if name not in others]:
                 raise InputError(
-                    f"the received model {what} {len(names)} weights ({', '.join(names[:3])}, ...), expected the "
-                    f"{len(self.shapes)} that this site sends; give all sites the same settings"
+                    f"the received model {verb} {len(different)} weights ({', '.join(different[:3])}, ...), expected "
+                    f"the {len(self.shapes)} that this site sends; give all sites the same settings"
                 )
         for name, shape in self.shapes.items():
-            if tuple(got[name].shape) != shape:
-                raise InputError(
-                    f"the received {name} is {list(got[name].shape)}, expected {list(shape)}; give all sites the same "
-                    "settings"
-                )
+            if (found := tuple(got[name].shape)) != shape:
+                expected = f"expected {list(shape)}; give all sites the same settings"
+                raise InputError(f"the received {name} is {list(found)}, {expected}")
         weights = {name: torch.as_tensor(value) for name, value in got.items()}
         # the mean of equal whole numbers in float32 differs from them by far less than 0.01
         if not torch.allclose(weights.pop(FROZEN).cpu().float(), self.fingerprint, rtol=0.0, atol=0.01):
@@ -133,12 +118,9 @@ class AdapterAlgo(MonaiAlgo):
     """
 
     def __init__(self, bundle_root: str, rounds: int, local_epochs: int = 1, **settings: Any) -> None:
+        # a difference of weights takes as many bytes, and the first model could not come from a site
         super().__init__(
-            bundle_root,
-            local_epochs,
-            send_weight_diff=False,  # it takes as many bytes, and the first model could not come from a site
-            config_train_filename=None,
-            config_evaluate_filename=None,
+            bundle_root, local_epochs, send_weight_diff=False, config_train_filename=None, config_evaluate_filename=None
         )
         self.epochs = rounds * local_epochs
         self.settings = settings
@@ -150,8 +132,8 @@ class AdapterAlgo(MonaiAlgo):
             extra: `ExtraItems.CLIENT_NAME`, and `ExtraItems.APP_ROOT`, the folder that `bundle_root` is relative to.
 
         Raises:
-            InputError: a setting that is not in the config.
-            RuntimeError: from MONAI, with the cause of any other error that stops a training.
+            InputError: a setting is not in the config.
+            RuntimeError: from MONAI, caused by any other error that stops a training.
         """
         extra = extra or {}
         self.client_name = extra.get(ExtraItems.CLIENT_NAME, "noname")
@@ -160,14 +142,8 @@ class AdapterAlgo(MonaiAlgo):
         config = ConfigParser(ConfigParser.load_config_file(file))
         if unknown := [name for name in self.settings if name not in config]:
             raise InputError(f"unknown setting {unknown[0]!r}; expected one of those at the top of {file}")
-        workflow = ConfigWorkflow(
-            file,
-            logging_file=False,
-            workflow_type="train",
-            bundle_root=self.bundle_root,
-            epochs=self.epochs,
-            **self.settings,
-        )
+        fixed: dict[str, Any] = {"bundle_root": self.bundle_root, "epochs": self.epochs}
+        workflow = ConfigWorkflow(file, logging_file=False, workflow_type="train", **fixed, **self.settings)
         for handler in workflow.parser["train"]["handlers"]:
             if "validator" in handler:
                 handler["validator"] = None  # `evaluate` validates, and only the exchanged model
@@ -191,18 +167,15 @@ class AdapterAlgo(MonaiAlgo):
                 "start it with more rounds, and with resume to continue"
             )
         # a site that was stopped within a round trains the rest of it, so that the rounds of all sites stay equal
-        whole, self.local_epochs = self.local_epochs, self.local_epochs - self.trainer.state.epoch % self.local_epochs
+        whole = self.local_epochs
+        self.local_epochs -= self.trainer.state.epoch % whole
         try:
             super().train(data, extra)
         finally:
             self.local_epochs = whole
 
     def evaluate(self, data: ExchangeObject, extra: dict | None = None) -> ExchangeObject:
-        """Evaluate the model `data`; the best one so far becomes `models/model.pt` of the bundle.
-
-        Raises:
-            InputError: `SameAdapter` refuses `data`; any error that stops an evaluation.
-        """
+        """Evaluate the model `data`. Raises the errors of `SameAdapter`, and any that stops an evaluation."""
         assert self.trainer is not None, "initialize() comes first"
         metrics = super().evaluate(data, extra)
         if self.trainer.state.epoch:

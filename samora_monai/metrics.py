@@ -1,10 +1,10 @@
-"""Dice and 95th percentile Hausdorff distance of label maps, in two conventions side by side.
+"""Dice and 95th percentile Hausdorff distance (HD95) of label maps, in two conventions side by side.
 
 - MONAI's: Dice is NaN if the class is absent from the reference (`ignore_empty`); HD95 is the larger of the two
   directed 95th percentiles, in millimetres and in voxels, and NaN if either mask is empty.
-- SAMed's (https://github.com/hitachinsk/SAMed, `calculate_metric_percase`, which calls medpy): one percentile of the
-  pooled distances, in voxels, and fixed values for empty masks that favour the method. Published results of SAM on
-  Synapse follow this convention; compare with them in this one only.
+- SAMed's (https://github.com/hitachinsk/SAMed, `calculate_metric_percase`, which calls medpy): HD95 is one percentile
+  of the pooled distances, in voxels; empty masks get fixed values that favour the method. Published results of SAM on
+  Synapse follow this convention; compare them with this one only.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from monai.utils import convert_to_numpy
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import KDTree
 
-NAN = float("nan")
-
 
 class ClassMetrics(NamedTuple):
     """The metrics of one class in one case."""
@@ -35,22 +33,19 @@ class ClassMetrics(NamedTuple):
 
 
 def samed_dice_hd95(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
-    """Dice and HD95 of two binary masks as in SAMed and H-SAM.
+    """Return Dice in [0, 1] and HD95 in voxels of two binary masks as SAMed and H-SAM compute them.
 
-    Both masks non-empty: `2 |A and B| / (|A| + |B|)` and the 95th percentile of the surface distances of both
-    directions, pooled. Prediction only: (1, 0). Prediction empty, whatever the reference: (0, 0).
+    Reference empty, but not the prediction: (1, 0). Prediction empty, whatever the reference: (0, 0).
 
     Args:
         pred: predicted mask of any number of dimensions; non-zero is foreground.
         gt: reference mask of the same shape.
 
-    Returns:
-        Dice in [0, 1], and HD95 in voxels (spacing 1 along every axis, as in SAMed's code).
-
     Raises:
         ValueError: the shapes differ.
     """
-    pred, gt = _same_shape(np.asarray(pred) != 0, np.asarray(gt) != 0)
+    _check_shapes(pred, gt)
+    pred, gt = pred != 0, gt != 0
     if not pred.any():
         return 0.0, 0.0
     if not gt.any():
@@ -65,33 +60,31 @@ def samed_dice_hd95(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
 def case_metrics(
     pred: NdarrayOrTensor, label: NdarrayOrTensor, num_classes: int, spacing: Sequence[float]
 ) -> list[ClassMetrics]:
-    """Metrics of every foreground class of one case in both conventions.
+    """Return the metrics of each foreground class of one case, 1 ... num_classes - 1, in both conventions.
 
     Each class is cropped to the bounding box of its two masks, which limits memory to about that of the label maps.
 
     Args:
-        pred: predicted label map [X, Y, Z] (or [X, Y]), integers 0 ... num_classes - 1.
+        pred: predicted label map [X, Y, Z] (or [X, Y]), integers 0 ... num_classes - 1 of any type.
         label: reference label map of the same shape.
         num_classes: number of classes, background included.
         spacing: voxel size in mm along the axes of the maps.
 
-    Returns:
-        One row for each class 1 ... num_classes - 1.
-
     Raises:
         ValueError: the shapes differ, or `spacing` has another number of axes.
     """
-    pred_map, label_map = _same_shape(_as_integers(pred), _as_integers(label))
+    pred_map, label_map = (np.rint(convert_to_numpy(labels)).astype(np.int32) for labels in (pred, label))
+    _check_shapes(pred_map, label_map)
     if len(spacing) != pred_map.ndim:
         raise ValueError(f"spacing has {len(spacing)} entries, expected {pred_map.ndim}, one for each axis")
-    # both lists have an entry for each class up to the largest one present
+    # one box for each class, None if it is absent
     boxes = find_objects(pred_map, num_classes - 1), find_objects(label_map, num_classes - 1)
     rows = []
     for index in range(1, num_classes):
         in_pred, in_label = (found[index - 1] for found in boxes)
         if in_pred is None or in_label is None:
-            dice = NAN if in_label is None else 0.0
-            rows.append(ClassMetrics(index, dice, NAN, NAN, 0.0 if in_pred is None else 1.0, 0.0))
+            dice = np.nan if in_label is None else 0.0
+            rows.append(ClassMetrics(index, dice, np.nan, np.nan, 0.0 if in_pred is None else 1.0, 0.0))
             continue
         box = tuple(slice(min(p.start, r.start), max(p.stop, r.stop)) for p, r in zip(in_pred, in_label, strict=True))
         a, b = pred_map[box] == index, label_map[box] == index
@@ -100,15 +93,9 @@ def case_metrics(
     return rows
 
 
-def _as_integers(label_map: NdarrayOrTensor) -> np.ndarray:
-    # [X, Y, Z], whole numbers of any dtype -> int32, as find_objects requires
-    return np.rint(convert_to_numpy(label_map)).astype(np.int32)
-
-
-def _same_shape(pred: np.ndarray, gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _check_shapes(pred: np.ndarray, gt: np.ndarray) -> None:
     if pred.shape != gt.shape:
         raise ValueError(f"prediction has shape {pred.shape}, the reference {gt.shape}; resample both to one grid")
-    return pred, gt
 
 
 def _dice(pred: np.ndarray, gt: np.ndarray) -> float:
@@ -122,8 +109,4 @@ def _surface(mask: np.ndarray) -> np.ndarray:
 
 def _hd95(pred: np.ndarray, gt: np.ndarray, spacing: Sequence[float] | None) -> float:
     a, b = (torch.from_numpy(mask)[None, None] for mask in (pred, gt))
-    return float(
-        compute_hausdorff_distance(
-            a, b, include_background=True, percentile=95, spacing=None if spacing is None else list(spacing)
-        )
-    )
+    return compute_hausdorff_distance(a, b, include_background=True, percentile=95, spacing=spacing).item()

@@ -41,7 +41,6 @@ async def answer_failure(request: Request, error: Exception) -> JSONResponse:
 
 
 def _answer(request: Request, status: int, reason: str) -> JSONResponse:
-    # not ERROR: after a training in this process, such records are left to programs that print the sentence themselves
     logger.warning("error: %s %s: %s", request.method, request.url.path, reason)
     return JSONResponse({"detail": reason}, status)
 

@@ -1,14 +1,13 @@
 """Reading and scaling unlabelled images of any format: MONAI dictionary transforms.
 
 Volumes and pictures are returned with the same axes, so that they can be mixed: RAS where the file states its geometry.
-A picture is taken as a slice in radiological display, with the patient's right on its left and the front on top.
+A picture is taken for a slice in radiological display, with the patient's right on its left and the front on top.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -22,9 +21,9 @@ from PIL import Image, ImageSequence
 
 from samora_monai.data.modality import SUGGESTED_MODALITY
 from samora_monai.data.scaling import ScanScaling
-from samora_monai.data.transforms import CheckCased, LoadCase, ScaleScand
+from samora_monai.data.transforms import CheckCased, LoadCase, ScaleScand, reading
 from samora_monai.data.unlabeled import format_of
-from samora_monai.errors import InputError, MissingFileError, one_line
+from samora_monai.errors import InputError, MissingFileError
 
 _DEFAULT_SCALING = ScanScaling()
 PICTURES = ("PNG", "JPEG", "TIFF")
@@ -46,9 +45,6 @@ class LoadUnlabeledd(MapTransform):
         array_key: name of the array in npz and HDF5 files; ignored if a file holds a single array.
         array_slice_axis: slice axis of `[X, Y, Z]` arrays, 0 to 2 or -3 to -1; default: the axis that differs when the
             other two are equally long, else the shortest; the last axis of a cube.
-
-    Raises:
-        InputError: `array_slice_axis` is out of range.
     """
 
     def __init__(
@@ -85,10 +81,8 @@ class LoadUnlabeledd(MapTransform):
         if kind in PICTURES:
             image = _volume(*_read_picture(path, paged=kind == "TIFF"), _PICTURE_AFFINE, path)
         elif kind in ARRAYS:
-            array = _read_array(path, kind, self.array_key)
-            image = _volume(
-                _slices_last(array, self.array_slice_axis), array.dtype, torch.eye(4, dtype=torch.float64), path
-            )
+            array = _slices_last(_read_array(path, kind, self.array_key), self.array_slice_axis)
+            image = _volume(array, array.dtype, torch.eye(4, dtype=torch.float64), path)
         else:
             image = cast(MetaTensor, self._channel_first(self._load_volume(path)))
         image.meta[_FORMAT] = kind
@@ -98,8 +92,8 @@ class LoadUnlabeledd(MapTransform):
 class ScaleUnlabeledd(MapTransform):
     """Scale images of `LoadUnlabeledd` to [0, 1].
 
-    Volumes with units (NIfTI, DICOM, MHA, NRRD): as `ScaleScand`. Pictures: 8-bit values are divided by 255, wider
-    integers and floats are scaled by `percentiles`. Arrays (npy, npz, HDF5): unchanged if in [0, 1], else as
+    Pictures: 8-bit values are divided by 255, wider integers and floats are scaled by `percentiles`. Arrays (npy, npz,
+    HDF5) are unchanged if in [0, 1]. All others, also images that another loader has read, are scaled as by
     `ScaleScand`.
 
     Args:
@@ -109,14 +103,11 @@ class ScaleUnlabeledd(MapTransform):
 
     def __init__(self, keys: KeysCollection, scaling: ScanScaling = _DEFAULT_SCALING) -> None:
         super().__init__(keys)
-        self._with_units = ScaleScand("image", scaling)
+        self._by_modality = ScaleScand("image", scaling)
         self._by_percentiles = ScaleScand("image", replace(scaling, modality="MR"))
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
-        """`[1, X, Y, Z]`, values as stored -> the same shape, float32 in [0, 1].
-
-        An image that was not read by `LoadUnlabeledd` is scaled as a volume with units.
-        """
+        """`[1, X, Y, Z]`, values as stored -> the same shape, float32 in [0, 1]."""
         d = dict(data)
         for key in self.key_iterator(d):
             image = d[key]
@@ -127,22 +118,11 @@ class ScaleUnlabeledd(MapTransform):
             elif kind in ARRAYS and bool(image.min() >= 0) and bool(image.max() <= 1):
                 d[key] = image
             else:
-                scale = self._by_percentiles if kind in PICTURES else self._with_units
+                scale = self._by_percentiles if kind in PICTURES else self._by_modality
                 d[key] = scale({"image": image})["image"]
             if kind in PICTURES:
                 d[key].meta.pop(SUGGESTED_MODALITY, None)  # the modality has no effect on pictures
         return d
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Raise any error of the body as one sentence with the name of the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # the reader of each format has its own exception classes
-        raise InputError(f"cannot read '{path}': {one_line(error)}") from error
 
 
 def _volume(array: np.ndarray, stored: np.dtype, affine: torch.Tensor, path: str) -> MetaTensor:
@@ -153,7 +133,7 @@ def _volume(array: np.ndarray, stored: np.dtype, affine: torch.Tensor, path: str
 
 def _read_picture(path: str, paged: bool) -> tuple[np.ndarray, np.dtype]:
     """Return grey values `[W, H, pages]`, and the type of the stored values."""
-    with _reading(path), Image.open(path) as file:  # Pillow, because ITK pads some truncated files
+    with reading(path), Image.open(path) as file:  # Pillow, because ITK pads some truncated files
         pages = [_pixels(page) for page in (ImageSequence.Iterator(file) if paged else [file])]
     sizes = {page.shape[:2] for page in pages}
     if len(sizes) > 1:
@@ -173,7 +153,7 @@ def _pixels(page: Image.Image) -> np.ndarray:
 
 def _read_array(path: str, kind: str, key: str) -> np.ndarray:
     """Return an array `[X, Y]` or `[X, Y, Z]` of real numbers."""
-    with _reading(path):
+    with reading(path):
         if kind == "npy":
             with open(path, "rb") as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
@@ -181,7 +161,10 @@ def _read_array(path: str, kind: str, key: str) -> np.ndarray:
             with np.load(path, allow_pickle=False) as arrays:
                 array = arrays[_choose(path, arrays.files, key)]
         else:
-            array = _read_hdf5(path, key)
+            with open_hdf5(path) as content:
+                names: list[str] = []
+                content.visititems(lambda name, node: names.append(name) if hasattr(node, "shape") else None)
+                array = np.asarray(content[_choose(path, names, key)][()])
     if array.dtype.kind not in "biuf":
         raise InputError(f"'{path}' holds values of type {array.dtype}, expected real numbers")
     if array.ndim not in (2, 3) or array.size == 0:
@@ -192,20 +175,20 @@ def _read_array(path: str, kind: str, key: str) -> np.ndarray:
     return array
 
 
-def _read_hdf5(path: str, key: str) -> np.ndarray:
+def open_hdf5(path: str | os.PathLike) -> Any:
+    """Open an HDF5 file as `h5py.File`; raise an `InputError` if h5py is not installed."""
     try:
         import h5py
     except ImportError as error:
         raise InputError(f"reading '{path}' needs h5py; run pip install 'samora_monai[prepare]'") from error
-    with h5py.File(path) as content:
-        names: list[str] = []
-        content.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
-        return np.asarray(content[_choose(path, names, key)][()])
+    return h5py.File(path)
 
 
 def _choose(path: str, names: list[str], key: str) -> str:
-    if key in names or len(names) == 1:
-        return key if key in names else names[0]
+    if key in names:
+        return key
+    if len(names) == 1:
+        return names[0]
     raise InputError(
         f"'{path}' has no array '{key}' but {', '.join(sorted(names)) or 'none at all'}; name one with --array_key"
     )
@@ -218,6 +201,5 @@ def _slices_last(array: np.ndarray, axis: int | None) -> np.ndarray:
     if axis is None:
         shape = array.shape
         odd = [i for i in range(3) if shape[i - 1] == shape[i - 2] != shape[i]]
-        # in reversed order, so that the last of equally long axes is taken
-        axis = odd[0] if odd else min((2, 1, 0), key=shape.__getitem__)
+        axis = odd[0] if odd else min((2, 1, 0), key=shape.__getitem__)  # the last of equally long axes
     return np.moveaxis(array, axis, -1)

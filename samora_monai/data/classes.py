@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from samora_monai.data.datalist import Cases
 from samora_monai.errors import InputError
+from samora_monai.settings import is_whole
 
 MAX_CLASSES = 256  # label files are uint8
 _REMEDY = "use --num_classes N or --class_names \"['background','liver']\""
@@ -16,13 +17,13 @@ def resolve_class_names(
 ) -> tuple[str, ...]:
     """Return the name of each class, background first.
 
-    In order of precedence: `class_names`; `num_classes`, with the names of the datalist if it has as many, else
-    `"background", "class 1", ...`; the names of the datalist.
+    They are `class_names` if given; else the names of the datalist if there are `num_classes` of them or `num_classes`
+    is not given; else `"background", "class 1", ...`.
 
     Raises:
-        InputError: nothing names the classes, the two settings contradict each other, or there are not 2 to 256.
+        InputError: the names are not given, the two settings contradict each other, or there are not 2 to 256 classes.
     """
-    if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, int)):
+    if num_classes is not None and not is_whole(num_classes):
         raise InputError(f"num_classes must be a whole number, got {num_classes!r}; {_REMEDY}")
     if class_names is not None:
         if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
@@ -31,9 +32,9 @@ def resolve_class_names(
         if num_classes not in (None, len(names)):
             raise InputError(f"num_classes is {num_classes} but class_names has {len(names)} names; give one of them")
     elif num_classes is not None:
-        stated = cases.class_names or ()
-        numbered = ("background", *(f"class {value}" for value in range(1, num_classes)))
-        names = stated if len(stated) == num_classes else numbered[: max(num_classes, 0)]
+        names = cases.class_names or ()
+        if len(names) != num_classes:
+            names = ("background", *(f"class {value}" for value in range(1, num_classes)))[: max(num_classes, 0)]
     elif cases.class_names is not None:
         names = cases.class_names
     else:

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import cached_property
 
 from samora_monai.data.datalist import DEFAULT_DATALIST, Cases, find_cases
 
 
+@dataclass(eq=False)
 class DataSet:
-    """The cases of `find_cases`, read on first use.
+    """The cases of `find_cases`, which takes the same arguments, read on first use.
 
-    The lists of scans in a bundle refer to it. Where MONAI Label replaces these lists, the data set is not used, and a
-    missing `dataset_dir` is no error.
-
-    Args:
-        dataset_dir, datalist, num_labeled: as in `find_cases`.
+    The lists of scans in a bundle refer to it. MONAI Label replaces these lists; the data set is then never read, and
+    a missing `dataset_dir` is no error.
     """
 
-    def __init__(
-        self,
-        dataset_dir: str | os.PathLike,
-        datalist: str | os.PathLike = DEFAULT_DATALIST,
-        num_labeled: int | None = None,
-    ) -> None:
-        self.dataset_dir = dataset_dir
-        self.datalist = datalist
-        self.num_labeled = num_labeled
+    dataset_dir: str | os.PathLike
+    datalist: str | os.PathLike = DEFAULT_DATALIST
+    num_labeled: int | None = None
 
     @cached_property
     def cases(self) -> Cases:

@@ -1,8 +1,7 @@
 """The cases of a data set: from a Decathlon-style datalist, or from folders with the Decathlon's names.
 
 A datalist is JSON with lists `training`, `validation` and `unlabeled` of `{"image": ..., "label": ...}`; its paths are
-relative to the data folder. nnU-Net's `dataset.json`, which names classes but lists no files, is combined with the
-folders.
+relative to the data folder. nnU-Net's `dataset.json` names classes but lists no files; the folders list them.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from monai.data import load_decathlon_datalist
 
 from samora_monai.data.scans import absolute, case_name, find_copy, find_scans, relative_case
 from samora_monai.errors import InputError, MissingFileError
+from samora_monai.settings import is_whole
 
 DEFAULT_DATALIST = "dataset.json"
 _LISTS = {"training": ("training",), "validation": ("validation", "val"), "unlabeled": ("unlabeled",)}
@@ -29,12 +29,11 @@ _LABELS_EXAMPLE = '{"0": "background", "1": "liver"}'
 
 @dataclass(frozen=True)
 class Cases:
-    """The scans of one data set.
+    """The scans of one data set; each list may be empty.
 
     Args:
-        training: `{"image": path, "label": path}` with absolute paths for each scan.
-        validation: the same; may be empty.
-        unlabeled: `{"image": path}` for each scan; may be empty.
+        training, validation: `{"image": path, "label": path}` with absolute paths for each scan.
+        unlabeled: `{"image": path}` for each scan.
         class_names: the name of each label value, background first; `None` if not stated.
         modality: `"CT"`, `"MR"`, or `None` if not stated or another one.
         source: the file or folder that the cases were read from.
@@ -68,24 +67,23 @@ def find_cases(
     if not root.is_dir():
         raise MissingFileError(f"data folder '{root}' does not exist or is not a folder; give --dataset_dir FOLDER")
     file = root / Path(datalist).expanduser()
-    if file.is_file():
-        header = _read_json(file)
-        listed = has_lists(header)
-        lists = {name: _read_list(file, root, header, name) for name in _LISTS} if listed else _read_folders(root)
-    elif str(datalist) != DEFAULT_DATALIST:
+    if not file.is_file() and str(datalist) != DEFAULT_DATALIST:
         raise MissingFileError(f"datalist '{file}' does not exist; give its name in '{root}' or an absolute path")
-    else:
-        header, lists = {}, _read_folders(root)
-
+    header = _read_json(file) if file.is_file() else {}
+    listed = has_lists(header)
+    lists = {name: _read_list(file, root, header, name) for name in _LISTS} if listed else _read_folders(root)
     source = str(file if header else root)
     if not any(lists.values()):
         raise InputError(f"'{source}' lists no scans; expected {_LAYOUTS}")
     check_files(lists, source)
-    training = lists["training"]
-    if num_labeled is not None:
-        training = training[: _check_num_labeled(num_labeled, len(training), source)]
+    available = len(lists["training"])
+    if num_labeled is not None and (not is_whole(num_labeled, 1) or num_labeled > available):
+        raise InputError(
+            f"num_labeled must be a whole number from 1 to {available} (training scans in '{source}'), "
+            f"got {num_labeled!r}; use --num_labeled {available} or leave it out"
+        )
     return Cases(
-        training=tuple(training),
+        training=tuple(lists["training"][:num_labeled]),
         validation=tuple(lists["validation"]),
         unlabeled=tuple(lists["unlabeled"]),
         class_names=_class_names(header, source),
@@ -99,18 +97,19 @@ def has_lists(header: Mapping[str, Any]) -> bool:
     return any(key in header for keys in _LISTS.values() for key in keys)
 
 
-def write_datalist(
-    root: Path, name: str, description: str, class_names: Sequence[str], lists: Mapping[str, list[dict[str, str]]]
-) -> Path:
-    """Write the datalist of CT scans in `root`, with paths relative to it, and return its path."""
-    header = {
-        "name": name,
-        "description": description,
-        "modality": {"0": "CT"},
-        "labels": {str(value): class_name for value, class_name in enumerate(class_names)},
-    }
+def datalist_text(
+    name: str, description: str, modality: str, class_names: Sequence[str], lists: Mapping[str, list[dict[str, str]]]
+) -> str:
+    """Return the JSON text of a datalist; the paths in `lists` are relative to its folder."""
+    labels = {str(value): class_name for value, class_name in enumerate(class_names)}
+    header = {"name": name, "description": description, "modality": {"0": modality}, "labels": labels}
+    return json.dumps(header | dict(lists), indent=1) + "\n"
+
+
+def write_datalist(root: Path, text: str) -> Path:
+    """Write a datalist as `dataset.json` in `root`, and return its path."""
     file = root / DEFAULT_DATALIST
-    file.write_text(json.dumps(header | dict(lists), indent=1) + "\n", encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     return file
 
 
@@ -153,11 +152,11 @@ def _read_folders(root: Path) -> dict[str, list[dict[str, str]]]:
 
 def _pair(images: Path, labels: Path) -> list[dict[str, str]]:
     """Pair images and labels of equal relative path and name; nnU-Net's channel suffix `_0000` is optional."""
-    if not images.is_dir() and not labels.is_dir():
+    missing = [folder for folder in (images, labels) if not folder.is_dir()]
+    if len(missing) == 2:
         return []
-    for folder in (images, labels):
-        if not folder.is_dir():
-            raise MissingFileError(f"folder '{folder}' does not exist; images and labels belong in two folders")
+    if missing:
+        raise MissingFileError(f"folder '{missing[0]}' does not exist; images and labels belong in two folders")
     label_of = {relative_case(scan["image"], labels): scan["image"] for scan in find_scans(labels)}
     pairs = []
     for scan in find_scans(images):
@@ -174,59 +173,47 @@ def _pair(images: Path, labels: Path) -> list[dict[str, str]]:
 
 
 def check_files(lists: Mapping[str, Sequence[Mapping[str, str]]], source: str) -> None:
-    """Check that listed files exist, and that no image is twice in the lists `"training"` and `"validation"`.
-
-    Args:
-        lists: lists of cases by name.
-        source: where the lists come from, for the message.
+    """Check lists of cases, by name, that come from the file or folder `source`.
 
     Raises:
-        MissingFileError: a file does not exist.
-        InputError: an image is listed twice, or an image for validation has the content of one for training.
+        MissingFileError: a listed file does not exist.
+        InputError: an image is listed twice for training or validation, or one is a copy of the other.
     """
     paths = [path for items in lists.values() for item in items for path in item.values()]
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         more = f" and {len(missing) - 1} more listed files" if len(missing) > 1 else ""
-        verb = "do" if len(missing) > 1 else "does"
+        verb = "do" if more else "does"
         raise MissingFileError(f"'{missing[0]}'{more} in '{source}' {verb} not exist; paths are relative to its folder")
     list_of: dict[str, str] = {}  # by the real path of an image
-    for name in ("training", "validation"):
-        for image in (item["image"] for item in lists[name]):
+    images = {name: [item["image"] for item in lists[name]] for name in ("training", "validation")}
+    for name, listed in images.items():
+        for image in listed:
             path = os.path.realpath(image)
             if list_of.get(path) == name:
                 raise InputError(f"'{source}' lists '{image}' for {name} more than once; list each scan once")
             if path in list_of:
                 raise InputError(f"'{image}' is in training and in validation of '{source}'; list each scan once")
             list_of[path] = name
-    trained, held_out = ([item["image"] for item in lists[name]] for name in ("training", "validation"))
-    if copy := find_copy(trained, held_out):
+    if pair := find_copy(images["training"], images["validation"]):
         raise InputError(
-            f"'{copy[1]}' in validation of '{source}' is a copy of '{copy[0]}' in training; list each scan once"
+            f"'{pair[1]}' in validation of '{source}' is a copy of '{pair[0]}' in training; list each scan once"
         )
-
-
-def _check_num_labeled(num_labeled: int, available: int, source: str) -> int:
-    if isinstance(num_labeled, bool) or not isinstance(num_labeled, int) or not 1 <= num_labeled <= available:
-        raise InputError(
-            f"num_labeled must be a whole number from 1 to {available} (training scans in '{source}'), "
-            f"got {num_labeled!r}; use --num_labeled {available} or leave it out"
-        )
-    return num_labeled
 
 
 def _class_names(header: dict[str, Any], source: str) -> tuple[str, ...] | None:
     labels = header.get("labels")
     if labels is None:
         return None
-    try:  # Decathlon: {"1": "liver"}; nnU-Net v2: {"liver": 1}
-        pairs = list(labels.items())
-        by_value = all(str(key).isdecimal() for key, _ in pairs)
-        names = {int(key): str(name) for key, name in pairs} if by_value else {int(v): str(k) for k, v in pairs}
+    try:
+        pairs = list(labels.items())  # of the Decathlon: {"1": "liver"}
+        if not all(str(key).isdecimal() for key in labels):  # of nnU-Net v2: {"liver": 1}
+            pairs = [(value, name) for name, value in pairs]
+        names = {int(value): str(name) for value, name in pairs}
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"'labels' in '{source}' must name each label value, as in {_LABELS_EXAMPLE}") from error
     if sorted(names) != list(range(len(pairs))):
-        found = ", ".join(str(value) for value in sorted(names))
+        found = ", ".join(map(str, sorted(names)))
         raise InputError(f"'labels' in '{source}' must number the classes 0, 1, 2, ... without gaps, got {found}")
     return tuple(names[value] for value in range(len(names)))
 
@@ -243,11 +230,7 @@ def _modality(header: dict[str, Any]) -> str | None:
 
 
 def require_validation(cases: Cases) -> list[dict[str, str]]:
-    """Return the validation cases.
-
-    Raises:
-        InputError: there are none.
-    """
+    """Return the validation cases; raise an `InputError` if there are none."""
     if not cases.validation:
         raise InputError(
             f"no validation scans in '{cases.source}'; add a list 'validation' to the datalist, "

@@ -27,10 +27,9 @@ PROVENANCE = "label_provenance"  # key of a text for the header
 class SaveLabeld(SaveImaged):
     """Write label maps as `<output_dir>/<sub-folder>/<case>_<postfix>.nii.gz`.
 
-    Differs from `SaveImaged` in: the file appears only when it is complete (written under a hidden name, then renamed);
-    sub-folders are those of `data_root_dir`, and a case name keeps its dots; two scans never share a file; uint8; no
-    log. The path is added to the metadata under `"saved_to"`. A text of up to 79 characters under the key `PROVENANCE`
-    is written to the header, for `read_provenance`.
+    Differs from `SaveImaged` in: writes are atomic; sub-folders are those of `data_root_dir`, and a case name keeps its
+    dots; two scans never share a file; uint8; no log. The path is added to the metadata under `"saved_to"`. A text of
+    up to 79 characters under the key `PROVENANCE` is written to the header, for `read_provenance`.
 
     Args:
         keys: keys of label maps `[1, X, Y, Z]`, integers 0 to 255, on the grid of the scan.
@@ -53,31 +52,21 @@ class SaveLabeld(SaveImaged):
         self._scan_of_file: dict[Path, str] = {}
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
-        """
-        Raises:
-            InputError: the file cannot be written, or another scan's result has the same name.
-        """
+        """Write the files; raise an `InputError` if one cannot be written or is the result of another scan."""
         d = dict(data)
         for key in self.key_iterator(d):
             label: MetaTensor = d[key]
             assert label.ndim == 4 and label.shape[0] == 1, f"expected a label map [1, X, Y, Z], got {label.shape}"
             scan = str(label.meta[ImageMetaKey.FILENAME_OR_OBJ])
             file = self.file_of(scan)
-            other = self._scan_of_file.setdefault(file, scan)
-            if other != scan:
+            if (other := self._scan_of_file.setdefault(file, scan)) != scan:
                 raise InputError(f"results of '{other}' and '{scan}' would both be '{file}'; rename one of the scans")
             array = label.as_tensor()[0].to(torch.uint8).cpu().numpy()
-            image = nib.Nifti1Image(array, np.asarray(label.affine.cpu(), dtype=np.float64))
             # ITK and nibabel place a NIfTI scan without codes differently; without codes, its label follows both
             code = 0 if label.meta.get("qform_code") == label.meta.get("sform_code") == 0 else 1
-            image.set_qform(image.affine, code=code)  # ITK reads the qform, others the sform
-            image.set_sform(image.affine, code=code)
-            image.header.set_xyzt_units("mm")
+            image = nifti_image(array, np.asarray(label.affine.cpu(), dtype=np.float64), code)
             image.header["descrip"] = str(d.get(PROVENANCE, "")).encode()
-            try:
-                write_atomically(image, file)
-            except OSError as error:
-                raise InputError(f"cannot write '{file}': {error.strerror or error}") from error
+            write_atomically(image, file)
             label.meta[MetaKeys.SAVED_TO] = str(file)
         return d
 
@@ -107,16 +96,11 @@ def read_provenance(file: Path) -> str | None:
 
 
 def check_output_dir(path: str | os.PathLike) -> Path:
-    """Create the folder `path` if needed, check that files can be written there, and return its absolute path.
-
-    Raises:
-        InputError: the folder cannot be created or written.
-    """
+    """Create a folder if needed, and return its absolute path; raise an `InputError` unless it can be written."""
     folder = absolute(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(
             f"cannot write to output folder '{folder}': {error.strerror}; choose another folder with --output_dir"
@@ -124,7 +108,19 @@ def check_output_dir(path: str | os.PathLike) -> Path:
     return folder
 
 
+def nifti_image(array: np.ndarray, affine: np.ndarray, code: int = 1) -> nib.Nifti1Image:
+    """Return an image in mm whose qform, which ITK reads, and sform, which others read, are both `affine`."""
+    image = nib.Nifti1Image(array, affine)
+    image.set_qform(affine, code=code)
+    image.set_sform(affine, code=code)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
 def write_atomically(image: nib.Nifti1Image, file: Path) -> None:
-    """Save under a hidden name in the same folder, then rename, so that an interruption leaves no incomplete `file`."""
-    with replacing(file) as unfinished:
-        nib.save(image, unfinished)
+    """Save an image so that an interruption leaves no incomplete file; raise an `InputError` if it cannot be saved."""
+    try:
+        with replacing(file) as unfinished:
+            nib.save(image, unfinished)
+    except OSError as error:
+        raise InputError(f"cannot write '{file}': {error.strerror or error}") from error

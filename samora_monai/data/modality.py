@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from samora_monai.errors import InputError
 
-MODALITIES = ("CT", "MR")
+if TYPE_CHECKING:
+    from samora_monai.data.datalist import Cases
+    from samora_monai.data.unlabeled import UnlabeledScans
+
 SUGGESTED_MODALITY = "suggested_modality"  # key in the metadata of a scan whose values suggest the other modality
 _AIR = -500  # HU; the air around the patient is near -1000
 
 
-class Stated(Protocol):
-    """A set of scans that may state its modality: `Cases` or `UnlabeledScans`."""
-
-    @property
-    def modality(self) -> str | None: ...
-
-    @property
-    def source(self) -> str: ...
-
-
 def check_known_modality(modality: str) -> None:
     """Raise an `InputError` unless `modality` is `"CT"` or `"MR"`."""
-    if modality not in MODALITIES:
+    if modality not in ("CT", "MR"):
         raise InputError(f"modality must be 'CT' or 'MR', got {modality!r}; use --modality CT or --modality MR")
 
 
-def check_modality(cases: Stated, modality: str) -> None:
+def check_modality(cases: Cases | UnlabeledScans, modality: str) -> None:
     """Raise an `InputError` if the datalist states another modality than the setting `modality`."""
     check_known_modality(modality)
     if cases.modality not in (None, modality):
@@ -45,9 +38,9 @@ def suggested_modality(modality: str, lowest: float) -> str | None:
 
 
 def modality_warning(suggested: str, num_scans: int) -> str:
-    """One line about scans whose values all suggest another modality than the setting."""
-    reason = f"no value is below 0 in {num_scans} scans"
+    """Return a warning that the values of all scans suggest another modality than the setting."""
     if suggested == "CT":
-        reason = f"values are below {_AIR} in each of {num_scans} scans"
-    setting = MODALITIES[suggested == "CT"]
+        setting, reason = "MR", f"values are below {_AIR} in each of {num_scans} scans"
+    else:
+        setting, reason = "CT", f"no value is below 0 in {num_scans} scans"
     return f"values look like {suggested} ({reason}), but modality is {setting}; use --modality {suggested}"

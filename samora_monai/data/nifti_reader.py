@@ -21,10 +21,7 @@ class NiftiReader(NibabelReader):
     """
 
     def _get_array_data(self, img, filename):
-        """
-        Raises:
-            InputError: the file is damaged, or its values are complex numbers.
-        """
+        """Return the voxels; raise an `InputError` if the file is damaged or its values are complex numbers."""
         if str(filename).lower().endswith(".gz"):
             try:
                 with gzip.open(filename) as stream:

@@ -15,18 +15,15 @@ from samora_monai.settings import is_whole
 
 @dataclass(frozen=True)
 class ScanScaling:
-    """Scaling of grey values, and slice axis. `models/model.json` holds these fields.
+    """Scaling of grey values, and slice axis; fields out of range raise an `InputError`.
 
-    A new field needs a default that reproduces the behaviour of models saved before it existed.
+    `models/model.json` holds these fields. A new one needs a default that reproduces models saved before it existed.
 
     Args:
         modality: `"CT"`: Hounsfield units, scaled by `window`; `"MR"`: arbitrary units, scaled by `percentiles`.
         window: lowest and highest HU, which become 0 and 1.
         percentiles: percentiles of an MR volume that become 0 and 1.
         slice_axis: axis of a RAS volume along which it is cut: 0 sagittal, 1 coronal, 2 axial.
-
-    Raises:
-        InputError: unknown modality, bounds that are not an increasing pair, or an axis out of range.
     """
 
     modality: str = "CT"

@@ -29,15 +29,12 @@ def case_name(path: str | os.PathLike) -> str:
 
 
 def absolute(path: str | os.PathLike) -> Path:
-    """Absolute path without `~` and `..`, links kept, so that two spellings of one path are equal."""
+    """Absolute path without `~` and `..`, so that two spellings of one path are equal; links are kept."""
     return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def relative_case(path: str | os.PathLike, root: str | os.PathLike) -> Path:
-    """Sub-folder of `root` that holds the scan, joined with its case name.
-
-    Only the case name if `path` is `root` itself or outside of it.
-    """
+    """Sub-folder of `root` and case name of a scan; only the case name if `path` is `root` itself or outside of it."""
     path, root = absolute(path), absolute(root)
     if path == root or not path.is_relative_to(root):
         return Path(case_name(path))
@@ -45,25 +42,22 @@ def relative_case(path: str | os.PathLike, root: str | os.PathLike) -> Path:
 
 
 def find_scans(path: str | os.PathLike, results: str | os.PathLike | None = None) -> list[dict[str, str]]:
-    """List the scans at `path`, sorted by path, hidden files and folders skipped.
+    """List the scans at `path`, one or more `{"image": absolute path}`, sorted; hidden files and folders are skipped.
 
     Args:
         path: a volume file, a folder with one DICOM series, or a folder tree with volume files and DICOM folders.
         results: folder that the labels of these scans are written to; it is not searched.
 
-    Returns:
-        `[{"image": absolute path of the volume file or of the DICOM folder}, ...]`, never empty.
-
     Raises:
         MissingFileError: `path` does not exist.
-        InputError: nothing found, a file that is no volume, a folder with two DICOM series or with two slices at one
+        InputError: no scan, a file that is no volume, a folder with two DICOM series or with two slices at one
             position, two scans whose results would get the same name, or results that would be written among the scans.
     """
     root = absolute(path)
     if not root.exists():
         raise MissingFileError(f"'{root}' does not exist; give {_EXPECTED}")
     if root.is_file():
-        if not _is_volume(root):
+        if not root.name.lower().endswith(VOLUME_SUFFIXES):
             raise InputError(
                 f"'{root}' is not a volume file ({', '.join(VOLUME_SUFFIXES)}); a DICOM series is given by its folder"
             )
@@ -78,10 +72,9 @@ def find_scans(path: str | os.PathLike, results: str | os.PathLike | None = None
     scans = sorted(iterate_scans(root, exclude=excluded))
     if not scans:
         raise InputError(f"no scan in '{root}'; looked for {_EXPECTED} in it and its sub-folders")
-    named: dict[Path, Path] = {}
+    scan_of: dict[Path, Path] = {}
     for scan in scans:
-        other = named.setdefault(relative_case(scan, root), scan)
-        if other != scan:
+        if (other := scan_of.setdefault(relative_case(scan, root), scan)) != scan:
             raise InputError(f"results of '{other}' and '{scan}' would get the same name; rename or move one of them")
     return [{"image": str(scan)} for scan in scans]
 
@@ -92,16 +85,13 @@ def iterate_scans(
     include: Callable[[Path], bool] = lambda path: True,
     exclude: Iterable[str] = (),
 ) -> Iterator[Path]:
-    """Iterate over the files and DICOM folders in a tree, in no particular order, without hidden ones.
+    """Iterate over the files and DICOM folders in a tree, without hidden ones; raise as `holds_one_series`.
 
     Args:
         root: the top folder, which is searched in any case.
         suffixes: file name suffixes to return, in lower case.
         include: predicate, called once for each sub-folder before it is searched and for each file.
         exclude: real paths of folders that are not searched.
-
-    Raises:
-        InputError: a folder holds two DICOM series, or two slices at one position.
     """
     visited = set(exclude)  # links to folders are followed, but each folder is searched once
     for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -112,9 +102,8 @@ def iterate_scans(
         visible = (name for name in sorted(subfolders) if not name.startswith("."))
         subfolders[:] = [name for name in visible if include(Path(folder, name))]
         others = []
-        for name in sorted(name for name in files if not name.startswith(".")):
-            path = Path(folder, name)
-            if not name.lower().endswith(suffixes):
+        for path in (Path(folder, name) for name in sorted(files) if not name.startswith(".")):
+            if not path.name.lower().endswith(suffixes):
                 others.append(path)
             elif include(path):
                 yield path
@@ -133,11 +122,7 @@ def scan_files(scan: str | os.PathLike) -> list[Path]:
 
 
 def fingerprint(scan: str | os.PathLike) -> list[tuple[str, int, int]]:
-    """Name, size in bytes and modification time in ns of each file of a scan; equal while the scan is unchanged.
-
-    Raises:
-        MissingFileError: the scan does not exist or cannot be read.
-    """
+    """Name, size in bytes and modification time in ns of each file of a scan; equal while the scan is unchanged."""
     try:
         stats = [(file.name, file.stat()) for file in scan_files(scan)]
     except OSError as error:
@@ -148,7 +133,7 @@ def fingerprint(scan: str | os.PathLike) -> list[tuple[str, int, int]]:
 def find_copy(scans: Sequence[str], others: Sequence[str]) -> tuple[str, str] | None:
     """Find a scan of the first list and one of the second with equal content.
 
-    Costs little: only scans of equal size are opened, and only those with an equal part in the middle are compared.
+    Fast: only scans of equal size are opened, and only those with an equal part in the middle are compared.
     """
     sizes = {_sizes(other) for other in others}
     by_sample: dict[tuple, list[str]] = {}
@@ -174,13 +159,10 @@ def _sample(scan: str) -> tuple[tuple[int, ...], bytes]:
         return sizes, file.read(_SAMPLE)
 
 
-def _is_volume(path: Path) -> bool:
-    return path.name.lower().endswith(VOLUME_SUFFIXES)
-
-
 def _is_dicom(path: Path) -> bool:
-    """Whether the file has the preamble of DICOM, or GDCM can read it and its name is usual for DICOM."""
-    if _is_volume(path) or path.name.upper() == "DICOMDIR" or not path.is_file():
+    """Whether a file has the preamble of DICOM, or GDCM can read it and its suffix is usual for DICOM."""
+    name = path.name.lower()
+    if name.endswith(VOLUME_SUFFIXES) or name == "dicomdir" or not path.is_file():
         return False
     with path.open("rb") as file:
         head = file.read(132)
@@ -197,8 +179,8 @@ def holds_one_series(folder: Path) -> bool:
     """Whether the DICOM files in a folder are images, not reports or structure sets.
 
     Raises:
-        InputError: they are of more than one series, or two slices have one position; ITK would read the slices of a
-            series that was copied twice as one interleaved volume.
+        InputError: they are of more than one series, or two slices have one position; ITK would read two copies of a
+            series as one interleaved volume.
     """
     import itk  # slow to import
 

@@ -1,4 +1,4 @@
-"""Storage of the slices of a volume: in memory, or in a folder shared by the processes of a run and by later runs.
+"""Storage of the slices of a volume: in memory, or in a folder.
 
 The name of a file is a hash of everything that its content depends on, so that a changed scan or setting is read again.
 Nothing is ever deleted; old files may be removed between runs.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,11 @@ class CacheError(InputError):
     """An error of the cache, not of a scan."""
 
 
+@dataclass(frozen=True)
 class MemorySlices:
-    """Slices of one volume in memory.
+    """Slices `[N, 1, S, S]` of one volume in memory."""
 
-    Args:
-        slices: `[N, 1, S, S]`.
-    """
-
-    def __init__(self, slices: torch.Tensor) -> None:
-        self.slices = slices
+    slices: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -57,11 +54,8 @@ class CachedSlices:
     No map stays open, because a system allows about 65,000 and there may be more pictures.
 
     Args:
-        file: array file with `[N, 1, S, S]`.
+        file: array file with `[N, 1, S, S]`; a damaged one raises a `CacheError`.
         positions: positions of the kept slices among the N; default: all.
-
-    Raises:
-        CacheError: the file is no array.
     """
 
     nbytes = 0  # pages of the system's cache are shared, and released when memory is short
@@ -83,14 +77,11 @@ class CachedSlices:
 
 
 class SliceCache:
-    """A folder of cached slices.
+    """A folder of cached slices, created if needed. Its methods raise a `CacheError` if it cannot be used.
 
     Args:
-        folder: created if needed.
+        folder: shared by the processes of a run and by later runs.
         settings: text of all settings that the slices of a scan depend on.
-
-    Raises:
-        CacheError: the folder cannot be created.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: str) -> None:
@@ -104,33 +95,22 @@ class SliceCache:
             ) from error
 
     def file_of(self, scan: str | os.PathLike) -> Path:
-        """Return the file for the slices of `scan` in its present state.
-
-        Raises:
-            MissingFileError: the scan does not exist.
-        """
+        """Return the file for the slices of `scan` in its present state, or raise a `MissingFileError`."""
         digest = hashlib.sha256(repr((str(absolute(scan)), fingerprint(scan), self.settings)).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.npy"
 
     def get(self, file: Path) -> tuple[CachedSlices, np.ndarray] | None:
-        """Return the slices in `file` and the content `[N]` of each, or `None` if the file does not exist.
-
-        Raises:
-            CacheError: the file is damaged.
-        """
+        """Return the slices in `file` and the content `[N]` of each, or `None` if the file does not exist."""
         if not file.is_file():
             return None
         return CachedSlices(file), np.array(_map(_content_of(file)))
 
     def put(self, file: Path, slices: torch.Tensor, content: np.ndarray) -> CachedSlices:
-        """Write slices `[N, 1, S, S]` and their content `[N]`, the slices last and each file atomically.
-
-        Raises:
-            CacheError: they cannot be written.
-        """
+        """Write slices `[N, 1, S, S]` and their content `[N]`, the slices last and each file atomically."""
         try:
-            _write(_content_of(file), content)
-            _write(file, slices.numpy())
+            for target, array in ((_content_of(file), content), (file, slices.numpy())):
+                with replacing(target) as unfinished, open(unfinished, "wb") as stream:
+                    np.save(stream, array)
         except OSError as error:
             raise CacheError(
                 f"cannot write to cache folder '{self.folder}': {error.strerror or error}; "
@@ -150,8 +130,3 @@ def _map(file: Path) -> np.ndarray:
         raise CacheError(
             f"cannot read cached slices '{file}': {one_line(error)}; remove the file to create it again"
         ) from error
-
-
-def _write(file: Path, array: np.ndarray) -> None:
-    with replacing(file) as unfinished, open(unfinished, "wb") as stream:
-        np.save(stream, array)

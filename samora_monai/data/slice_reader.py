@@ -1,12 +1,12 @@
 """Reading one volume as slices: load, cut along one axis, resize.
 
-The slice axis comes first in what is kept, because that makes slices cheap: taken from MONAI's `[C, X, Y, Z]` layout,
-where Z runs fastest, a 512 x 512 slice is an 11 ms strided copy; here it is a contiguous block (measured on one core).
+The slice axis is kept first, so that a slice is a contiguous block. In MONAI's `[C, X, Y, Z]` layout, where Z runs
+fastest, a 512 x 512 slice is an 11 ms strided copy (measured on one core).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,26 +19,18 @@ from monai.transforms import Compose
 from samora_monai.data.modality import SUGGESTED_MODALITY
 from samora_monai.data.slice_cache import CachedSlices, MemorySlices, SliceCache
 
-CONTENT_ABOVE = 0.1  # pixels above this, of [0, 1], are content
+CONTENT_ABOVE = 0.1  # of [0, 1]; darker pixels are taken for air
 
 
 @dataclass(frozen=True)
 class VolumeSlices:
-    """Slices of one volume.
+    """Slices of one volume."""
 
-    Args:
-        image: `[N, 1, S, S]` in [0, 1].
-        label: `[N, 1, S, S]`, uint8, if the volume has a label.
-        content: part `[N]` of the pixels of each slice that are content.
-        suggested_modality: the modality that the values suggest, if it is not the one of the settings.
-        has_empty_label: whether there is a label whose voxels are all background.
-    """
-
-    image: MemorySlices | CachedSlices
-    label: MemorySlices | None
-    content: np.ndarray
-    suggested_modality: str | None = None
-    has_empty_label: bool = False
+    image: MemorySlices | CachedSlices  # [N, 1, S, S] in [0, 1]
+    label: MemorySlices | None  # [N, 1, S, S], uint8
+    content: np.ndarray  # [N], fraction of the pixels of each slice that are above CONTENT_ABOVE
+    suggested_modality: str | None = None  # by the values, if it is not the one of the settings
+    has_empty_label: bool = False  # whether there is a label whose voxels are all background
 
     def __len__(self) -> int:
         return len(self.image)
@@ -59,27 +51,20 @@ class VolumeSlices:
         return item if self.label is None else item | {"label": self.label.item(position)}
 
 
+@dataclass(frozen=True)
 class SliceReader:
     """Read a volume as slices, from its file or from a cache.
 
     Args:
         transform, image_size, slice_axis, half: as in `SliceDataset`.
-        cache: where slices of volumes without labels are taken from and kept.
+        cache: where slices of volumes without labels are kept; `None`: nowhere.
     """
 
-    def __init__(
-        self,
-        transform: Sequence[Callable] | Callable,
-        image_size: int,
-        slice_axis: int,
-        half: bool,
-        cache: SliceCache | None,
-    ) -> None:
-        self.transform = transform if isinstance(transform, Compose) else Compose(transform)
-        self.image_size = image_size
-        self.slice_axis = slice_axis
-        self.half = half
-        self.cache = cache
+    transform: Compose
+    image_size: int
+    slice_axis: int
+    half: bool
+    cache: SliceCache | None
 
     def __call__(self, item: Mapping[str, Any]) -> VolumeSlices:
         """Read the volume of one item of `SliceDataset.data`."""
@@ -95,19 +80,18 @@ class SliceReader:
     def _read(self, item: Mapping[str, Any]) -> VolumeSlices:
         volume = self.transform(dict(item))
         image, label = volume["image"], volume.get("label")
-        slices = self._cut(image, torch.float32, {"mode": "bilinear", "align_corners": False, "antialias": True})
-        content = (slices > CONTENT_ABOVE).flatten(1).float().mean(dim=1).numpy()
+        slices = self._cut(image, torch.float32, mode="bilinear", align_corners=False, antialias=True)
         has_label = isinstance(label, torch.Tensor)  # else it is a path that `transform` did not read
         return VolumeSlices(
             image=MemorySlices(slices.half() if self.half else slices),
-            label=MemorySlices(self._cut(label, torch.uint8, {"mode": "nearest-exact"})) if has_label else None,
-            content=content,
+            label=MemorySlices(self._cut(label, torch.uint8, mode="nearest-exact")) if has_label else None,
+            content=(slices > CONTENT_ABOVE).flatten(1).float().mean(dim=1).numpy(),
             suggested_modality=image.meta.get(SUGGESTED_MODALITY) if isinstance(image, MetaTensor) else None,
             has_empty_label=has_label and not bool(label.any()),
         )
 
-    def _cut(self, volume: torch.Tensor, dtype: torch.dtype, interpolation: Mapping[str, Any]) -> torch.Tensor:
-        """`[1, X, Y, Z]` -> `[slices, 1, S, S]`, contiguous."""
+    def _cut(self, volume: torch.Tensor, dtype: torch.dtype, **interpolation: Any) -> torch.Tensor:
+        """`[1, X, Y, Z]` -> `[N, 1, S, S]`, contiguous."""
         plain = volume.as_tensor() if isinstance(volume, MetaTensor) else torch.as_tensor(volume)
         assert plain.ndim == 4, f"expected [1, X, Y, Z], got {plain.shape}"
         slices = plain.to(dtype).movedim(self.slice_axis + 1, 0)

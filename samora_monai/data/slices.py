@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from monai.data import Dataset
+from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
@@ -24,35 +25,29 @@ class SliceDataset(Dataset):
     """The pooled slices of volumes as items `{"image": [1, S, S], "label": [1, S, S]}` of plain tensors.
 
     Images are resized in the slice plane with anti-aliased bilinear interpolation, labels with `nearest-exact`. Slices
-    are copied on access, so that no transform can change the stored ones. Random transforms follow MONAI's rules:
-    `set_determinism` or the loader's generator makes them reproducible, and each worker of `monai.data.DataLoader`
-    has its own seed.
-
-    Logs a warning if the values of every volume suggest another modality than `ScaleScand` assumes, and if some labels
-    are empty.
+    are copied on access, so that no transform can change the stored ones. Logs a warning if the values of every volume
+    suggest another modality than `ScaleScand` assumes, and if some labels are empty.
 
     Args:
         data: `{"image": path}` or `{"image": path, "label": path}` for each volume.
-        transform: deterministic transforms of a volume: they read one item of `data` and return the image
-            `[1, X, Y, Z]` in [0, 1] and the label `[1, X, Y, Z]` with integers 0 to 255. If they read no label, items
-            have none.
+        transform: deterministic transforms that read one item of `data` and return the image `[1, X, Y, Z]` in [0, 1]
+            and the label `[1, X, Y, Z]` with integers 0 to 255. If they read no label, items have none.
         slice_transform: random transforms of one item.
         image_size: S, in pixels.
         slice_axis: axis of `[X, Y, Z]` along which volumes are cut, 0 to 2.
-        slice_fraction: part of the slices of all volumes together that is kept, chosen at random, at least one slice;
+        slice_fraction: fraction of the slices of all volumes together to keep, chosen at random, at least one slice;
             0.1 is the papers' "10 % of the slices".
         foreground_only: keep only slices with a labelled pixel; applied before `slice_fraction`.
-        seed: seed of that choice.
-        min_content: keep only slices of which at least this part of the pixels is above `CONTENT_ABOVE`; applied before
+        seed: seed of the choice of slices.
+        min_content: keep only slices with at least this fraction of their pixels above `CONTENT_ABOVE`; applied before
             `slice_fraction`. The others are counted in `num_empty`.
-        skip_unreadable: when `transform` raises an `InputError` for an item, log the reason in one line, add the path
-            to `unreadable` and continue, instead of raising. Also the text `"true"` or `"false"`.
+        skip_unreadable: log a scan for which `transform` raises an `InputError`, add its path to `unreadable` and
+            continue, instead of raising. Also the text `"true"` or `"false"`.
         half: keep images as float16, half the memory; items are float32 in any case.
         cache_dir: keep the slices of each scan in a file in this folder instead of in memory, and take them from there
             if an earlier run or another process has written them. Only for scans without labels.
-        cache_key: required with `cache_dir`: text that contains every setting of `transform` which changes an image,
-            such as `str([modality, window])`. The path, size and modification time of the scan, `image_size`,
-            `slice_axis`, `half` and the version of this package are taken into account in any case.
+        cache_key: required with `cache_dir`: text with every setting of `transform` that changes an image, such as
+            `str([modality, window])`. It need not contain the settings of this class, nor the state of the scan.
 
     Raises:
         InputError: no volumes, none that can be read, no slice left, only empty labels, or a setting out of range.
@@ -84,21 +79,26 @@ class SliceDataset(Dataset):
             raise InputError(f"min_content must be a part of the pixels from 0 to 1, got {min_content}")
         cache = None
         if cache_dir is not None:
-            cache = _open_cache(data, cache_dir, cache_key, (image_size, slice_axis, half, CONTENT_ABOVE))
+            if not cache_key:
+                raise InputError("cache_dir needs a cache_key, text that holds the settings of the scans' transforms")
+            if any("label" in item for item in data):
+                raise InputError("cache_dir is for scans without labels; leave it out to keep slices in memory")
+            cache = SliceCache(cache_dir, repr((cache_key, image_size, slice_axis, half, CONTENT_ABOVE)))
         self.num_slices_total = 0
         self.num_empty = 0
         self._reasons: dict[str, str] = {}  # why a scan could not be read, by its path
-        reader = SliceReader(transform, image_size, slice_axis, half, cache)
+        compose = transform if isinstance(transform, Compose) else Compose(transform)
+        reader = SliceReader(compose, image_size, slice_axis, half, cache)
         self._volumes = self._read(reader, flag(skip_unreadable, "skip_unreadable"), min_content, foreground_only)
         if slice_fraction < 1:
             self._keep_fraction(slice_fraction, seed)
-        self._index = [(v, s) for v, volume in enumerate(self._volumes) for s in range(len(volume))]
+        self._index = [(volume, position) for volume in self._volumes for position in range(len(volume))]
         self._check(min_content)
 
     def _read(
         self, reader: SliceReader, skip_unreadable: bool, min_content: float, foreground_only: bool
     ) -> list[VolumeSlices]:
-        """Read all volumes; slices that are not wanted are dropped at once, so that they take no memory."""
+        """Read all volumes, and drop unwanted slices at once, so that they take no memory."""
         volumes = []
         for item in tqdm(self.data, desc="reading scans", unit="scan", disable=None):  # no bar unless on a terminal
             try:
@@ -172,16 +172,5 @@ class SliceDataset(Dataset):
 
     def _transform(self, index: int):
         volume, position = self._index[index]
-        item = self._volumes[volume].item(position)
         # a slice has no position in the patient, and the metadata would slow down every step of the network
-        return convert_to_tensor(self.transform(item), track_meta=False)
-
-
-def _open_cache(
-    data: Sequence[Mapping[str, str]], folder: str | os.PathLike, key: str | None, settings: tuple
-) -> SliceCache:
-    if not key:
-        raise InputError("cache_dir needs a cache_key, text that holds the settings of the scans' transforms")
-    if any("label" in item for item in data):
-        raise InputError("cache_dir is for scans without labels; leave it out to keep slices in memory")
-    return SliceCache(folder, repr((key, *settings)))
+        return convert_to_tensor(self.transform(volume.item(position)), track_meta=False)

@@ -6,7 +6,8 @@ Each may be called alone, on dictionaries that hold other keys, as MONAI Label d
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import ImageReader, MetaTensor
-from monai.transforms import (
-    LoadImage,
-    LoadImaged,
-    MapTransform,
-    ScaleIntensityRange,
-    ScaleIntensityRangePercentiles,
-    Transform,
-)
+from monai.transforms import LoadImage, LoadImaged, MapTransform, ScaleIntensityRange, ScaleIntensityRangePercentiles
 from monai.utils import ImageMetaKey
 
 from samora_monai.data.modality import SUGGESTED_MODALITY, suggested_modality
@@ -35,22 +29,26 @@ _SINGULAR = 1e-5  # ratio of singular values; headers hold float32, so that a si
 _DEFAULT_SCALING = ScanScaling()
 
 
-class LoadCase(LoadImage):
-    """`LoadImage` that raises one sentence with the name of the file that cannot be read.
+@contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Raise any error of the body as an `InputError` with the name of the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the reader of each format has its own exception classes
+        raise InputError(f"cannot read '{path}': {one_line(error)}") from error
 
-    Args:
-        image_only: as in `LoadImage`.
-    """
+
+class LoadCase(LoadImage):
+    """`LoadImage` whose errors are one sentence with the name of the file."""
 
     def __init__(self, image_only: bool = True) -> None:
         super().__init__(image_only=image_only)
-        self.register(NiftiReader())  # the last registered reader of a suffix is the one that is used
+        self.register(NiftiReader())  # of the readers of a suffix, the last registered one is used
 
     def __call__(self, filename, reader: ImageReader | None = None):
-        """
-        Args:
-            filename: a volume file or the folder of a DICOM series.
-            reader: as in `LoadImage`.
+        """Read a volume file or the folder of a DICOM series.
 
         Raises:
             MissingFileError: the file does not exist.
@@ -63,22 +61,12 @@ class LoadCase(LoadImage):
                 raise MissingFileError(f"scan '{filename}' does not exist")
             if path.is_dir():
                 holds_one_series(path)
-        try:
+        with reading(filename):
             return super().__call__(filename, reader)
-        except InputError:
-            raise
-        except Exception as error:  # the reader of each format has its own exception classes
-            raise InputError(f"cannot read '{filename}': {one_line(error)}") from error
 
 
 class LoadCased(LoadImaged):
-    """Dictionary version of `LoadCase`, with the return types of `LoadImaged`.
-
-    Args:
-        keys: keys that hold a path.
-        image_only: if `False`, add the dictionary `<key>_meta_dict` for each key.
-        allow_missing_keys: do not raise if a key is absent.
-    """
+    """Dictionary version of `LoadCase`, with the arguments and the return types of `LoadImaged`."""
 
     def __init__(self, keys: KeysCollection, image_only: bool = True, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, image_only=image_only, allow_missing_keys=allow_missing_keys)
@@ -103,10 +91,7 @@ class CheckCased(MapTransform):
         self.label_key = label_key
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
-        """
-        Raises:
-            InputError: a check failed; the message names the file.
-        """
+        """Return the items of `data`, or raise an `InputError` that names the file if a check fails."""
         d = dict(data)
         for key in self.key_iterator(d):
             kind = "label" if key == self.label_key else "image"
@@ -141,11 +126,11 @@ class ScaleScand(MapTransform):
     def __init__(self, keys: KeysCollection, scaling: ScanScaling = _DEFAULT_SCALING) -> None:
         super().__init__(keys)
         self.modality = scaling.modality
-        self.scale: Transform
-        if scaling.modality == "CT":
-            self.scale = ScaleIntensityRange(*scaling.window, 0.0, 1.0, clip=True)
-        else:
-            self.scale = ScaleIntensityRangePercentiles(*scaling.percentiles, 0.0, 1.0, clip=True)
+        self.scale: Callable = (
+            ScaleIntensityRange(*scaling.window, 0.0, 1.0, clip=True)
+            if scaling.modality == "CT"
+            else ScaleIntensityRangePercentiles(*scaling.percentiles, 0.0, 1.0, clip=True)
+        )
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
         """`[1, X, Y, Z]` in HU or grey values -> the same shape, float32 in [0, 1]."""
@@ -172,8 +157,8 @@ def _check_volume(image: torch.Tensor, kind: str) -> None:
 def _check_geometry(image: torch.Tensor, kind: str) -> None:
     if not isinstance(image, MetaTensor):
         return
-    directions = image.affine[:3, :3]
-    if not torch.isfinite(image.affine).all() or torch.linalg.matrix_rank(directions, rtol=_SINGULAR) < 3:
+    finite = torch.isfinite(image.affine).all()
+    if not finite or torch.linalg.matrix_rank(image.affine[:3, :3], rtol=_SINGULAR) < 3:
         raise InputError(
             f"{kind} '{_name(image)}' has an affine that cannot be inverted, {_affine_text(image)}; "
             "write the scanner's geometry into its header"
@@ -196,7 +181,7 @@ def _check_same_grid(image: MetaTensor, label: MetaTensor) -> None:
 
 def _check_values(label: torch.Tensor, num_classes: int | None) -> None:
     highest = 255 if num_classes is None else num_classes - 1
-    if bool((label >= 0).all()) and bool((label <= highest).all()) and bool((label == label.round()).all()):
+    if bool(((label >= 0) & (label <= highest) & (label == label.round())).all()):
         return
     values = np.unique(label.cpu().numpy())  # torch.unique returns each NaN
     shown = ", ".join(f"{value:g}" for value in values[:12].tolist()) + (", ..." if len(values) > 12 else "")

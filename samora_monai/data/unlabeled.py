@@ -1,7 +1,7 @@
 """Finding scans and pictures for training without labels, in folders of mixed formats.
 
-Files and folders whose names mark them as label maps are skipped: an expert that is trained on label maps reaches a low
-loss and is useless.
+Files and folders whose names mark them as label maps are skipped: an expert trained on label maps reaches a low loss
+but is useless.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes
 _EXPECTED = f"files ({', '.join(SUFFIXES)}) or folders with a DICOM series"
 
 HELD_OUT = "imagesVal"  # name of a folder, as in the data of the segmentation bundle
-_LABEL_FOLDER = re.compile(
-    r"labels.*|label|masks?|seg|segmentations?|gt|ground[ _-]?truth|ground|annotations?", re.IGNORECASE
-)
-_LABEL_WORD = re.compile(r"(?:^|[^a-z])(?:labels?|masks?|seg|segmentations?|gt)(?:[^a-z]|$)", re.IGNORECASE)
+_LABEL_WORDS = "labels?|masks?|seg|segmentations?|gt"
+_LABEL_FOLDER = re.compile(rf"labels.*|{_LABEL_WORDS}|ground[ _-]?truth|ground|annotations?", re.IGNORECASE)
+_LABEL_FILE = re.compile(rf"(?:^|[^a-z])(?:{_LABEL_WORDS})(?:[^a-z]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ class UnlabeledScans:
         training: `{"image": absolute path, "format": one of FORMATS}` for each scan or picture, sorted by path.
         validation: the same, held out; may be empty.
         source: the roots.
-        label_folders: folders that were not searched because of their names.
-        label_files: files that were skipped because of their names, such as those of KiTS and LiTS.
+        label_folders, label_files: what was skipped because of its name, such as the label maps of KiTS and LiTS.
         modality: `"CT"` or `"MR"`, as stated by datalists; `None` if none states it or they differ.
     """
 
@@ -80,29 +78,26 @@ def find_unlabeled(
     Each root is one of
 
     - a file;
-    - a folder with a datalist: its `unlabeled` and `training` images are for training, its `validation` images are held
-      out;
+    - a folder with a datalist: its `unlabeled` and `training` images are used, its `validation` images are held out;
     - any other folder, also with a `dataset.json` without lists (nnU-Net's): the tree is searched, except for hidden
       files and folders, label folders (`labels...`, `masks`, `seg`, `gt`, `ground truth`, ...) and label files (with
-      such a word in the name). For a sub-folder with a `dataset.json`, that file decides. Files in a folder `imagesVal`
-      are held out, and `validation_fraction` of the others, as of a datalist without `validation`.
+      such a word in the name). A sub-folder with a datalist is treated as a root. Files below `imagesVal` are held out.
 
-    A file that is found twice, also through a link, counts once. A file that any datalist holds out is never used for
-    training.
+    A file that is found twice, also through a link, counts once, and is held out if it is held out once.
 
     Args:
         roots: one root or several, in any order.
         datalist: name of the datalist in its root, or its absolute path.
-        validation_fraction: part of the files (not slices) without a datalist to hold out, at least one if there are
-            two; 0: none.
-        seed: seed of that choice.
+        validation_fraction: fraction to hold out of the other files and of datalists without `validation`, at least one
+            file (not slice) if there are two; 0: none.
+        seed: seed of the choice of held-out files.
 
     Raises:
         MissingFileError: a root, a listed file, or a datalist other than the default one does not exist.
         InputError: a root without scans or of an unknown format, an unreadable datalist, or a fraction out of range.
     """
-    is_number = isinstance(validation_fraction, int | float) and not isinstance(validation_fraction, bool)
-    if not is_number or not 0 <= validation_fraction < 1:
+    number = isinstance(validation_fraction, int | float) and not isinstance(validation_fraction, bool)
+    if not number or not 0 <= validation_fraction < 1:
         raise InputError(
             f"validation_fraction must be at least 0 and below 1, got {validation_fraction!r}; "
             "use for example --validation_fraction 0.1"
@@ -110,7 +105,7 @@ def find_unlabeled(
     paths = [absolute(root) for root in ([roots] if isinstance(roots, str | os.PathLike) else roots)]
     if not paths:
         raise InputError("no folder with unlabelled scans was given; give --unlabeled FOLDER")
-    found = _Found()
+    found = _Search()
     for path in sorted(paths):
         found.add_root(path, datalist)
     free = [key for key in sorted(found.free, key=found.free.__getitem__) if key not in found.listed]
@@ -129,11 +124,7 @@ def find_unlabeled(
 
 
 def format_of(path: str | os.PathLike) -> str:
-    """Return the format of a file or DICOM folder, one of `FORMATS`.
-
-    Raises:
-        InputError: unknown format.
-    """
+    """Return the format of a file or DICOM folder, one of `FORMATS`; raise an `InputError` if it is unknown."""
     if os.path.isdir(path):
         return DICOM
     for name, suffixes in _FORMATS.items():
@@ -143,8 +134,8 @@ def format_of(path: str | os.PathLike) -> str:
 
 
 @dataclass
-class _Found:
-    """What a search has found. The dictionaries map real paths to the alphabetically first path of a file."""
+class _Search:
+    """A search and its results. The dictionaries map real paths to the alphabetically first path of a file."""
 
     free: dict[str, str] = field(default_factory=dict)
     listed: dict[str, str] = field(default_factory=dict)  # in a datalist, or held out by the name of a folder
@@ -152,6 +143,7 @@ class _Found:
     label_folders: set[str] = field(default_factory=set)
     label_files: set[str] = field(default_factory=set)
     modalities: set[str] = field(default_factory=set)  # as stated by datalists
+    num_datalists: int = 0
 
     def add_root(self, root: Path, datalist: str | os.PathLike) -> None:
         if not root.exists():
@@ -159,6 +151,7 @@ class _Found:
         if root.is_file():
             _add(self.free, root)
         elif _is_listed(root, datalist):
+            self.num_datalists += 1
             cases = find_cases(root, datalist)
             # without held-out scans in the list, `validation_fraction` applies
             into = self.listed if cases.validation else self.free
@@ -168,17 +161,18 @@ class _Found:
             if cases.modality is not None:
                 self.modalities.add(cases.modality)
         else:
-            before = len(self.listed)
+            before = self.num_datalists
             scans = list(iterate_scans(root, SUFFIXES, self._include))
-            if not scans and len(self.listed) == before:
+            if not scans and self.num_datalists == before:
                 labels = [path for path in self.label_folders | self.label_files if Path(path).is_relative_to(root)]
                 only = f"; {len(labels)} files or folders are named as labels" if labels else ""
                 raise InputError(f"nothing to learn from in '{root}'; looked for {_EXPECTED} in its tree{only}")
             for scan in scans:
-                held_out = HELD_OUT in Path(scan).relative_to(root).parts[:-1]
-                _add(self.listed if held_out else self.free, scan)
-                if held_out:
+                if HELD_OUT in scan.relative_to(root).parts[:-1]:
+                    _add(self.listed, scan)
                     self.held_out.add(os.path.realpath(scan))
+                else:
+                    _add(self.free, scan)
 
     def _include(self, path: Path) -> bool:
         """Whether to search a sub-folder or take a file; a sub-folder with a datalist is added as a root."""
@@ -189,7 +183,7 @@ class _Found:
             if _LABEL_FOLDER.fullmatch(path.name):
                 self.label_folders.add(str(path))
                 return False
-        elif _LABEL_WORD.search(path.name):
+        elif _LABEL_FILE.search(path.name):
             self.label_files.add(str(path))
             return False
         return True

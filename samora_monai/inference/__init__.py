@@ -1,8 +1,7 @@
 """Inference on volumes and on folders of scans."""
 
-from samora_monai.inference.folder import ReadableScans, scans_to_segment
+from samora_monai.inference.folder import LabelProvenance, ReadableScans, scans_to_segment
 from samora_monai.inference.inferers import SliceLabelInferer, SliceStackInferer
-from samora_monai.inference.label_provenance import LabelProvenance
 from samora_monai.inference.log import InferenceLog
 
 __all__ = [

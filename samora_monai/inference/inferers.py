@@ -33,23 +33,21 @@ class SliceLabelInferer(Inferer):
         self.amp = flag(amp, "amp")
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """`[B, C, X, Y, Z]` in [0, 1] -> labels `[B, 1, X, Y, Z]`, uint8, with the device and the meta of `inputs`."""
+        """`[B, C, X, Y, Z]` in [0, 1] -> labels `[B, 1, X, Y, Z]`, uint8, with device and metadata of `inputs`."""
         axis = self.slice_axis + 2
         labels = torch.empty((len(inputs), 1, *inputs.shape[2:]), dtype=torch.uint8, device=inputs.device)
-        # slices first: [B, C, X, Y, Z] -> [B, Z, C, X, Y]; the label map is written through a view of the same kind
-        source = convert_to_tensor(inputs, track_meta=False).movedim(axis, 1)
-        target = labels.movedim(axis, 1)
+        # slices first: [B, C, X, Y, Z] -> [B, Z, C, X, Y]; labels are written through a view of the same kind
+        source, target = convert_to_tensor(inputs, track_meta=False).movedim(axis, 1), labels.movedim(axis, 1)
         for volume, out in zip(source, target, strict=True):
-            for start in range(0, len(volume), self.batch_size):
-                chunk = slice(start, start + self.batch_size)
+            for chunk, part in zip(volume.split(self.batch_size), out.split(self.batch_size), strict=True):
                 with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
-                    logits = network(volume[chunk].contiguous(), *args, **kwargs)
-                out[chunk] = logits.max(1, keepdim=True).indices.to(torch.uint8)  # 17 times faster than argmax on a CPU
+                    logits = network(chunk.contiguous(), *args, **kwargs)
+                part.copy_(logits.max(1, keepdim=True).indices)  # 17 times faster than argmax on a CPU
         return convert_to_dst_type(labels, inputs, dtype=labels.dtype)[0]
 
 
 class SliceStackInferer(Inferer):
-    """Apply a network to a volume in batches of slices and stack its outputs, e.g. features or tokens.
+    """Apply a network to volumes in batches of slices and stack its outputs, e.g. features or tokens.
 
     Args:
         batch_size: slices in one forward pass.
@@ -61,9 +59,6 @@ class SliceStackInferer(Inferer):
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """`[B, C, X, Y, Z]` in [0, 1] -> `[B, ..., Z]` from outputs `[slices, ...]` of the network."""
-        source = convert_to_tensor(inputs, track_meta=False).movedim(-1, 1)  # [B, Z, C, X, Y]
-        outputs = [
-            torch.cat([network(chunk.contiguous(), *args, **kwargs) for chunk in volume.split(self.batch_size)])
-            for volume in source
-        ]
-        return torch.stack(outputs).movedim(1, -1)
+        slices = convert_to_tensor(inputs, track_meta=False).movedim(-1, 1).flatten(0, 1)  # [B * Z, C, X, Y]
+        outputs = [network(chunk.contiguous(), *args, **kwargs) for chunk in slices.split(self.batch_size)]
+        return torch.cat(outputs).unflatten(0, (len(inputs), -1)).movedim(1, -1)

@@ -20,26 +20,25 @@ logger = logging.getLogger(__name__)
 class InferenceLog:
     """Evaluator handler that logs `[3/12] data/ct.nii.gz -> eval/ct_seg.nii.gz  80 slices, 4.2 s  liver 1410.3 ml`.
 
-    Works on the output of a postprocessing that ends with `samora_monai.data.SaveLabeld`.
+    The postprocessing must end with `samora_monai.data.SaveLabeld`.
 
     Args:
-        model: its class names, with which the volumes are logged, and the axis that is cut into slices.
-        scans: the data of the engine, which counts the scans so far.
+        model: settings of the model: the names of the classes, and the axis that is cut into slices.
+        scans: the data of the engine, which counts the scans.
     """
 
     def __init__(self, model: ModelSettings, scans: ReadableScans) -> None:
         self.model = model
         self.scans = scans
+        self.start = 0.0
 
     def attach(self, engine: Evaluator) -> None:
-        """Log the cases of `engine`, the evaluator."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self._started)
+        """Log the cases of `engine`."""
+        engine.add_event_handler(Events.ITERATION_STARTED(once=1), self._started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._completed)
-        self.start = time.monotonic()
 
     def _started(self, engine: Evaluator) -> None:
-        if engine.state.iteration == 1:
-            self.start = time.monotonic()
+        self.start = time.monotonic()
 
     def _completed(self, engine: Evaluator) -> None:
         names = self.model.class_names
@@ -47,15 +46,11 @@ class InferenceLog:
             pred: MetaTensor = item[CommonKeys.PRED]
             millilitres = abs(torch.det(pred.affine[:3, :3]).item()) / 1000  # of a voxel
             counts = torch.bincount(pred.as_tensor().flatten().long(), minlength=len(names)).tolist()
-            volumes = [
-                f"{name} {count * millilitres:.1f} ml"
-                for name, count in zip(names[1:], counts[1:], strict=True)
-                if count
-            ]
+            found = [(name, count) for name, count in zip(names[1:], counts[1:], strict=True) if count]
+            volumes = ", ".join(f"{name} {count * millilitres:.1f} ml" for name, count in found)
             slices = item[CommonKeys.IMAGE].shape[1 + self.model.scaling.slice_axis]  # [C, X, Y, Z] in RAS
             seconds, self.start = time.monotonic() - self.start, time.monotonic()
             logger.info(
                 f"[{self.scans.taken}/{self.scans.total}] {pred.meta['filename_or_obj']} -> "
-                f"{pred.meta[MetaKeys.SAVED_TO]}  {slices} slices, {seconds:.1f} s  "
-                f"{', '.join(volumes) or 'nothing found'}"
+                f"{pred.meta[MetaKeys.SAVED_TO]}  {slices} slices, {seconds:.1f} s  {volumes or 'nothing found'}"
             )

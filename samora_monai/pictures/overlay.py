@@ -1,17 +1,16 @@
 """Pictures of a segmentation: the prediction as a tint and the reference as a contour over the grey scan.
 
-Not `monai.visualize.blend_images`: it colours labels that are rescaled to [0, 1], so that to keep one colour per class
-would take more code than to blend here.
+Differs from `monai.visualize.blend_images` in: each class keeps its colour, whichever classes are on the slice.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -28,9 +27,8 @@ MAX_CONTOUR = 512  # pixels; contours of slices up to this side are one pixel wi
 
 def class_colors(num_classes: int) -> np.ndarray:
     """RGB in [0, 1] of each class, [num_classes, 3]; the background is black, and colours repeat after ten classes."""
-    named = np.array([to_rgb(f"tab:{name}") for name in COLORS])
-    foreground = named[np.arange(num_classes - 1) % len(named)]
-    return np.concatenate([np.zeros((1, 3)), foreground])
+    foreground = (f"tab:{COLORS[index % len(COLORS)]}" for index in range(num_classes - 1))
+    return np.array([to_rgb(name) for name in ("black", *foreground)])
 
 
 def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None, num_classes: int) -> np.ndarray:
@@ -38,8 +36,7 @@ def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None
 
     Args:
         image: [H, W], values in [0, 1] (others are clipped).
-        label: reference label map [H, W], or None.
-        pred: predicted label map [H, W], or None.
+        label, pred: reference and predicted label map [H, W], or None.
         num_classes: number of classes, background included.
 
     Returns:
@@ -51,7 +48,7 @@ def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None
         inside = pred > 0
         rgb[inside] = (1 - TINT) * rgb[inside] + TINT * colors[pred[inside].astype(int)]
     if label is not None:
-        width = -(-max(image.shape) // MAX_CONTOUR)
+        width = math.ceil(max(image.shape) / MAX_CONTOUR)
         for index in range(1, num_classes):
             mask = label == index
             rgb[mask & ~binary_erosion(mask, iterations=width)] = colors[index]
@@ -61,21 +58,13 @@ def overlay(image: np.ndarray, label: np.ndarray | None, pred: np.ndarray | None
 def axial_slices(volume: MetaTensor) -> np.ndarray:
     """Return axial slices in radiological orientation: foot to head, anterior at the top, patient's right on the left.
 
-    Args:
-        volume: [1, X, Y, Z] with an affine.
-
-    Returns:
-        [Z', H, W], a view of the volume; Z' is the axis nearest to the body's.
+    `[1, X, Y, Z]` with an affine -> `[Z', H, W]`; Z' is the axis of the volume that is nearest to the body's.
     """
     return convert_to_numpy(Orientation("LPS", labels=None)(volume))[0].transpose(2, 1, 0)
 
 
 def slice_with_most_classes(label: np.ndarray) -> int:
-    """Return the index of the slice with the most classes and, among such slices, the most labelled pixels.
-
-    Args:
-        label: label map [Z, H, W].
-    """
+    """Return the index of the slice of `[Z, H, W]` with the most classes and, among such, the most labelled pixels."""
     scores = [(len(np.unique(s[s > 0])), int(np.count_nonzero(s))) for s in label]
     ties = [z for z, score in enumerate(scores) if score == max(scores)]
     return ties[len(ties) // 2]  # the middle one, also of an empty map
@@ -87,41 +76,28 @@ def save_overlay_png(
     pred: np.ndarray,
     label: np.ndarray | None = None,
     class_names: Sequence[str] = ("background", "foreground"),
-    title: str | None = None,
 ) -> None:
     """Write scan, reference (if given) and prediction side by side, with a legend of the classes on the slice.
 
     Args:
         path: the PNG file; its folder is created if needed.
-        image: [H, W], values in [0, 1], rows from top to bottom.
-        pred: predicted label map [H, W].
-        label: reference label map [H, W].
+        image: [H, W], values in [0, 1].
+        pred, label: predicted and reference label map [H, W].
         class_names: in the order of the label values, background first.
-        title: one line at the top.
     """
-    num_classes = len(class_names)
-    panels = [("Scan", overlay(image, None, None, num_classes))]
-    if label is not None:
-        panels.append(("Reference", overlay(image, label, label, num_classes)))
-    panels.append(("Prediction", overlay(image, pred, pred, num_classes)))
-
+    panels = {"Scan": None, **({} if label is None else {"Reference": label}), "Prediction": pred}
     height, width = image.shape
     side = 4.0  # inches
     figure = Figure(figsize=(side * len(panels), side * height / width + 1.1), facecolor="black", layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels))
-    for axis, (name, picture) in zip(axes, panels, strict=True):
-        axis.imshow(picture, interpolation="lanczos")
+    for axis, (name, labels) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axis.imshow(overlay(image, labels, labels, len(class_names)), interpolation="lanczos")
         axis.set_title(name, color="white", fontsize=13)
         axis.set_axis_off()
-    if title is not None:
-        figure.suptitle(title, color="white", fontsize=14)
-    shown = np.unique(pred if label is None else np.stack([pred, label])).astype(int)
-    colors = class_colors(num_classes)
+    shown = np.union1d(pred, pred if label is None else label).astype(int)
+    colors = class_colors(len(class_names))
     handles = [Patch(color=colors[i], label=class_names[i]) for i in shown if i > 0]
     if handles:
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False, labelcolor="white"
-        )
+        columns = min(len(handles), 8)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, labelcolor="white")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from samora_monai.errors import InputError
@@ -40,6 +38,12 @@ class Panel:
     smooth: bool = True
     marked: bool = False
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        width, height = self.extent
+        return round(SIDE * min(1.0, width / height)), round(SIDE * min(1.0, height / width))
+
 
 def save_panels(path: str | os.PathLike[str], rows: Sequence[Sequence[Panel]], title: str) -> None:
     """Write rows of panels, which may differ in length, atomically.
@@ -52,42 +56,29 @@ def save_panels(path: str | os.PathLike[str], rows: Sequence[Sequence[Panel]], t
     Raises:
         InputError: the file cannot be written.
     """
-    sizes = [[_size(panel) for panel in row] for row in rows]
-    place_width = max(TITLE, *(width for row in sizes for width, _ in row)) + GAP
-    picture_height = max(height for row in sizes for _, height in row)
+    place_width = max(TITLE, *(panel.size[0] for row in rows for panel in row)) + GAP
+    picture_height = max(panel.size[1] for row in rows for panel in row)
     lines = max(panel.title.count("\n") + 1 for row in rows for panel in row)
     place_height = picture_height + LINE * lines + GAP
     total = (max(len(row) for row in rows) * place_width + GAP, len(rows) * place_height + HEAD)
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="black")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, color="white", fontsize=14, y=1 - HEAD / 2 / total[1], va="center", parse_math=False)
     for r, row in enumerate(rows):
-        for c, (panel, (width, height)) in enumerate(zip(row, sizes[r], strict=True)):
+        for c, panel in enumerate(row):
+            width, height = panel.size
             left = GAP + c * place_width + (place_width - GAP - width) // 2
             bottom = (len(rows) - 1 - r) * place_height + GAP + picture_height - height  # titles are aligned
             box = (left / total[0], bottom / total[1], width / total[0], height / total[1])
-            _draw(figure.add_axes(box), panel)
+            axis = figure.add_axes(box)
+            how = "lanczos" if panel.smooth else "nearest"
+            picture = np.clip(panel.picture, 0, 1)
+            # the axes have the proportions of `extent`
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation=how)
+            color = "gold" if panel.marked else "white"
+            axis.set_title(panel.title, color=color, fontsize=11, pad=4, parse_math=False)
+            axis.set_axis_off()
     try:
         with replacing(path) as unfinished:
             figure.savefig(unfinished, format="png", dpi=DPI)
     except OSError as error:
         raise InputError(f"cannot write '{path}': {error.strerror or error}; choose another --output_dir") from error
-
-
-def _size(panel: Panel) -> tuple[int, int]:
-    """Width and height in pixels."""
-    width, height = panel.extent
-    return round(SIDE * min(1.0, width / height)), round(SIDE * min(1.0, height / width))
-
-
-def _draw(axis: Axes, panel: Panel) -> None:
-    axis.imshow(
-        np.clip(panel.picture, 0, 1),
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        aspect="auto",  # the axes have the proportions of `extent`
-        interpolation="lanczos" if panel.smooth else "nearest",
-    )
-    axis.set_title(panel.title, color="gold" if panel.marked else "white", fontsize=11, pad=4, parse_math=False)
-    axis.set_axis_off()

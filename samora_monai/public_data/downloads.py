@@ -15,63 +15,48 @@ from pathlib import Path
 
 import numpy as np
 
+from samora_monai.data.any_image import open_hdf5
 from samora_monai.data.transforms import AFFINE_TOLERANCE, LoadCase
 from samora_monai.errors import InputError
 
 Volume = tuple[np.ndarray, np.ndarray, np.ndarray]  # image, label, affine
 Found = dict[str, Callable[[], Volume]]  # case name -> function that reads the case
 
-# label values of BTCV -> label values of SAMed; other organs are background
-_BTCV = {1: 1, 2: 2, 3: 3, 4: 4, 6: 5, 7: 6, 8: 7, 11: 8}
+# published label values -> those of the prepared labels
+_BTCV = dict.fromkeys(range(14), 0) | {1: 1, 2: 2, 3: 3, 4: 4, 6: 5, 7: 6, 8: 7, 11: 8}  # the eight organs of SAMed
+_SAMED = {value: value for value in range(9)}
 _ONE = {0: 0, 1: 1, 255: 1}  # one organ, which is 255 in the challenge's files of LA
 _WINDOW = (-125.0, 275.0)  # HU that became 0 and 1 in the npz and h5 files of TransUNet and SAMed
-# the axes run to L, P and S; the challenge states 0.625 mm
-_LA_AFFINE = np.diag([-0.625, -0.625, 0.625, 1.0])
+_LA_AFFINE = np.diag([-0.625, -0.625, 0.625, 1.0])  # axes to L, P and S; the challenge states 0.625 mm
 
 
 @dataclass(frozen=True)
 class Form:
-    """One form in which a data set is published.
+    """One form in which a data set is published."""
 
-    Args:
-        files: names of its files, for messages.
-        find: function that finds its cases in a folder.
-        note: what this form lacks, for the datalist.
-    """
-
-    files: str
-    find: Callable[[Path], Found]
-    note: str
+    files: str  # names of its files, for messages
+    find: Callable[[Path], Found]  # finds its cases in a folder
+    note: str  # what this form lacks, for the datalist
 
 
 def _find_btcv(source: Path) -> Found:
-    labels = _named(source, r"label(\d{4})\.nii(\.gz)?")
     images = _named(source, r"img(\d{4})\.nii(\.gz)?")
-    _same_cases(images, labels)
-    return {f"case{number}": partial(_read_btcv, images[number], labels[number]) for number in labels}
-
-
-def _read_btcv(image: Path, label: Path) -> Volume:
-    grey, organs, affine = _load_pair(image, label)
-    return grey, _renumber(organs, dict.fromkeys(range(14), 0) | _BTCV, label), affine
+    labels = _named(source, r"label(\d{4})\.nii(\.gz)?")
+    return {f"case{number}": read for number, read in _pairs(images, labels, _BTCV).items()}
 
 
 def _find_transunet(source: Path) -> Found:
-    found: Found = {}
     slices: dict[str, dict[int, Path]] = {}
     for name, file in _named(source, r"(case\d{4}_slice\d{3})\.npz").items():
         slices.setdefault(name[:8], {})[int(name[-3:])] = file
-    for case, files in slices.items():
-        found[case] = partial(_read_slices, files)
-    for case, file in _named(source, r"(case\d{4})\.npy\.h5").items():
-        found[case] = partial(_read_h5_hu, file)
-    return found
+    found: Found = {case: partial(_read_slices, files) for case, files in slices.items()}
+    volumes = _named(source, r"(case\d{4})\.npy\.h5")
+    return found | {case: partial(_read_h5_hu, file) for case, file in volumes.items()}
 
 
 def _read_slices(files: dict[int, Path]) -> Volume:
     first = files[min(files)]
-    missing = sorted(set(range(max(files) + 1)) - set(files))
-    if missing:
+    if missing := sorted(set(range(max(files) + 1)) - set(files)):
         raise InputError(f"slice {missing[0]:03d} of the case of '{first}' is missing; get the whole download")
     pairs = []
     for number in sorted(files):
@@ -91,7 +76,7 @@ def _read_h5_hu(file: Path) -> Volume:
 
 
 def _as_hu(image: np.ndarray, label: np.ndarray, file: Path) -> Volume:
-    # [Z, Y, X] in [0, 1] -> [X, Y, Z] in integer HU, so that one window suits every form
+    """`[Z, Y, X]` in [0, 1] -> `[X, Y, Z]` in integer HU, so that one window suits every form."""
     if image.min() < -0.5 or image.max() > 1.5:  # interpolation of the 224 x 224 slices overshoots
         raise InputError(
             f"'{file}' has values from {image.min():g} to {image.max():g}, expected 0 to 1; "
@@ -99,13 +84,11 @@ def _as_hu(image: np.ndarray, label: np.ndarray, file: Path) -> Volume:
         )
     low, high = _WINDOW
     grey = np.round(np.clip(image, 0, 1).transpose(2, 1, 0) * (high - low) + low)
-    organs = _renumber(label.transpose(2, 1, 0), {value: value for value in range(9)}, file)
-    return grey.astype(np.int16), organs, np.eye(4)
+    return grey.astype(np.int16), _renumber(label.transpose(2, 1, 0), _SAMED, file), np.eye(4)
 
 
 def _find_uamt(source: Path) -> Found:
-    files = _by_folder(source, "mri_norm2.h5")
-    return {case: partial(_read_uamt, file) for case, file in files.items()}
+    return {case: partial(_read_uamt, file) for case, file in _by_folder(source, "mri_norm2.h5").items()}
 
 
 def _read_uamt(file: Path) -> Volume:
@@ -114,23 +97,14 @@ def _read_uamt(file: Path) -> Volume:
 
 
 def _find_la_challenge(source: Path) -> Found:
-    images, labels = _by_folder(source, "lgemri.nrrd"), _by_folder(source, "laendo.nrrd")
-    _same_cases(images, labels)
-    return {case: partial(_read_pair, images[case], labels[case]) for case in labels}
+    return _pairs(_by_folder(source, "lgemri.nrrd"), _by_folder(source, "laendo.nrrd"), _ONE)
 
 
 def _find_promise12(source: Path) -> Found:
     labels = _named(source, r"(Case\d{2})_segmentation\.mhd")
-    images = {
-        case: label.with_name(f"{case}.mhd") for case, label in labels.items()
-    }  # the test set has files of the same names
-    _same_cases({case: image for case, image in images.items() if image.is_file()}, labels)
-    return {case: partial(_read_pair, images[case], labels[case]) for case in labels}
-
-
-def _read_pair(image: Path, label: Path) -> Volume:
-    grey, organ, affine = _load_pair(image, label)
-    return grey, _renumber(organ, _ONE, label), affine
+    # the image is the one beside the label: the test set has files of the same names
+    images = {case: image for case, label in labels.items() if (image := label.with_name(f"{case}.mhd")).is_file()}
+    return _pairs(images, labels, _ONE)
 
 
 _SYNAPSE = (
@@ -181,30 +155,26 @@ def _by_folder(source: Path, name: str) -> dict[str, Path]:
 
 
 def _add(found: dict[str, Path], case: str, file: Path) -> None:
-    other = found.setdefault(case, file)
-    if other != file:
+    if (other := found.setdefault(case, file)) != file:
         raise InputError(f"'{other}' and '{file}' are both {case}; give the folder of one download")
 
 
-def _same_cases(images: dict[str, Path], labels: dict[str, Path]) -> None:
+def _pairs(images: dict[str, Path], labels: dict[str, Path], numbers: dict[int, int]) -> Found:
     for case in labels.keys() - images.keys():
         raise InputError(f"label '{labels[case]}' has no image; get the whole download")
+    return {case: partial(_read_pair, images[case], label, numbers) for case, label in labels.items()}
 
 
-def _load_pair(image: Path, label: Path) -> Volume:
+def _read_pair(image: Path, label: Path, numbers: dict[int, int]) -> Volume:
     grey, organs = (LoadCase(image_only=True)(file) for file in (image, label))
     if float((grey.affine - organs.affine).abs().max()) > AFFINE_TOLERANCE:
         raise InputError(f"label '{label}' is not on the grid of '{image}': their affines differ; get them again")
-    return grey.numpy(), organs.numpy(), grey.affine.numpy()
+    return grey.numpy(), _renumber(organs.numpy(), numbers, label), grey.affine.numpy()
 
 
 def _read_h5(file: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        import h5py
-    except ImportError as error:
-        raise InputError(f"reading '{file}' needs h5py; run pip install 'samora_monai[prepare]'") from error
-    try:
-        with h5py.File(file) as content:
+        with open_hdf5(file) as content:
             return content["image"][:], content["label"][:]
     except (OSError, KeyError) as error:
         raise InputError(f"'{file}' has no arrays image and label, or is damaged; get it again") from error
@@ -218,6 +188,5 @@ def _renumber(label: np.ndarray, numbers: dict[int, int], file: Path) -> np.ndar
             f"label '{file}' has the value {unknown[0]}, expected one of {', '.join(map(str, numbers))}; get it again"
         )
     table = np.zeros(256, np.uint8)
-    for theirs, ours in numbers.items():
-        table[theirs] = ours
+    table[list(numbers)] = list(numbers.values())
     return table[label.astype(np.uint8)]

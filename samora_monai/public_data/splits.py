@@ -14,21 +14,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Split:
-    """The split of one data set.
+    """The split of one data set, with the names of its cases."""
 
-    Args:
-        modality: CT or MR.
-        class_names: background first.
-        training: names of the training cases.
-        validation: names of the test cases of the papers.
-        slices: the slices along the third axis to keep of each training case; cases without an entry are kept whole.
-        num_slices: number of slices of each training case, where lists of slices depend on it.
-    """
-
-    modality: str
-    class_names: tuple[str, ...]
+    modality: str  # CT or MR
+    class_names: tuple[str, ...]  # background first
     training: tuple[str, ...]
-    validation: tuple[str, ...]
+    validation: tuple[str, ...]  # the test cases of the papers
+    # of training cases: slices to keep along the third axis, default: all; number of slices, where those depend on it
     slices: dict[str, tuple[int, ...]] = field(default_factory=dict)
     num_slices: dict[str, int] = field(default_factory=dict)
 

@@ -20,13 +20,13 @@ TICKS = MaxNLocator(2, steps=[1, 1.25, 2, 2.5, 4, 5, 10])  # 0, the middle and t
 
 
 def scale_end(values: Sequence[float]) -> float:
-    """The upper end of a scale from 0 that holds all `values`; 1 if there are none."""
+    """Return the upper end of a scale from 0 that holds all `values`; 1 if there are none."""
     largest = max(values, default=0.0)
     return float(TICKS.tick_values(0, largest)[-1]) if largest > 0 else 1.0
 
 
 def axis(end: float) -> str:
-    """The axis labels 0, `end / 2` and `end`, placed above the plots."""
+    """Draw the axis labels 0, `end / 2` and `end`, to stand above the plots."""
     texts = "".join(
         f'<text x="{_x(part)}" y="12" text-anchor="{anchor}">{end * part:g}</text>'
         for part, anchor in ((0, "start"), (0.5, "middle"), (1, "end"))
@@ -35,12 +35,9 @@ def axis(end: float) -> str:
 
 
 def box_plot(values: Sequence[float], end: float, name: str) -> str:
-    """One plot: quartiles as a box, whiskers to the last value within 1.5 box lengths, a dot for each value beyond.
+    """Draw quartiles as a box, whiskers to the last value within 1.5 box lengths, a dot for each value beyond.
 
-    Args:
-        values: at least one, none NaN, in [0, end].
-        end: upper end of the scale.
-        name: of the values; it begins the plot's accessible name, which summarises them.
+    There is at least one value; all are in [0, end]. The plot's accessible name begins with `name`.
     """
     stats = boxplot_stats(values)[0]
     low, median, high, dots = stats["q1"], stats["med"], stats["q3"], stats["fliers"]
@@ -51,15 +48,16 @@ def box_plot(values: Sequence[float], end: float, name: str) -> str:
         dots = values
     else:
         summary += f", quartiles {low:.4g} and {high:.4g}"
+        width = 100 * (1 - 2 * MARGIN) * (high - low) / end
         parts += [
             _line("whisker", stats["whislo"] / end, middle, low / end, middle),
             _line("whisker", high / end, middle, stats["whishi"] / end, middle),
-            f'<rect class="box" x="{_x(low / end)}" y="5" width="{_width((high - low) / end)}" height="14"/>',
+            f'<rect class="box" x="{_x(low / end)}" y="5" width="{width:.2f}%" height="14"/>',
             _line("median", median / end, 3, median / end, HEIGHT - 3),
         ]
     parts += [f'<circle class="dot" cx="{_x(value / end)}" cy="{middle:g}" r="3"/>' for value in dots]
-    start = f'<svg class="plot" width="100%" height="{HEIGHT}" role="img" aria-label="{text(summary)}">'
-    return start + "".join(parts) + "</svg>"
+    head = f'class="plot" width="100%" height="{HEIGHT}" role="img" aria-label="{text(summary)}"'
+    return f"<svg {head}>{''.join(parts)}</svg>"
 
 
 def _line(css_class: str, x1: float, y1: float, x2: float, y2: float) -> str:
@@ -68,7 +66,3 @@ def _line(css_class: str, x1: float, y1: float, x2: float, y2: float) -> str:
 
 def _x(part: float) -> str:
     return f"{100 * (MARGIN + (1 - 2 * MARGIN) * part):.2f}%"
-
-
-def _width(part: float) -> str:
-    return f"{100 * (1 - 2 * MARGIN) * part:.2f}%"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -19,25 +18,14 @@ FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")
 FONT_SIZE = 19
 
 
-class CasePictures(NamedTuple):
-    """PNG files of equal size as `data:` URIs."""
-
-    scan: str
-    reference: str  # filled and outlined
-    prediction: str  # filled, with the outline of the reference
-    width: int
-    height: int
-
-
-def case_pictures(shown: CaseSlice, num_classes: int) -> CasePictures:
+def case_pictures(shown: CaseSlice, num_classes: int) -> dict[str, str | int]:
     """Draw a slice with square pixels, and beside each class its number, as colours repeat after ten classes.
 
-    Args:
-        shown: the slice.
-        num_classes: number of classes, background included.
+    Returns:
+        PNG files as `data:` URIs: `scan`, `reference` (filled and outlined), `prediction` (filled, with the outline of
+        the reference); and their `width` and `height` in pixels.
     """
-    rows, columns = shown.image.shape
-    extent = np.array([rows * shown.pixel_mm[0], columns * shown.pixel_mm[1]])
+    extent = np.multiply(shown.image.shape, shown.pixel_mm)
     height, width = (max(1, round(side)) for side in (SIDE * extent / extent.max()).tolist())
 
     def resized(picture: np.ndarray, how: Image.Resampling) -> np.ndarray:
@@ -45,30 +33,26 @@ def case_pictures(shown: CaseSlice, num_classes: int) -> CasePictures:
 
     image = resized(shown.image, Image.Resampling.BICUBIC) / 255
     label, pred = (resized(labels, Image.Resampling.NEAREST) for labels in (shown.label, shown.pred))
-    return CasePictures(
-        _data_uri(Image.fromarray(overlay(image, None, None, num_classes))),
-        _data_uri(_numbered(overlay(image, label, label, num_classes), label)),
-        _data_uri(_numbered(overlay(image, label, pred, num_classes), pred)),
-        width,
-        height,
-    )
+
+    def drawn(outline: np.ndarray | None, fill: np.ndarray | None) -> str:
+        picture = Image.fromarray(overlay(image, outline, fill, num_classes))
+        if fill is not None:
+            _draw_numbers(picture, fill)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", optimize=True)
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+    pictures = {"scan": drawn(None, None), "reference": drawn(label, label), "prediction": drawn(label, pred)}
+    return {**pictures, "width": width, "height": height}
 
 
-def _numbered(picture: np.ndarray, labels: np.ndarray) -> Image.Image:
-    # picture [H, W, 3] uint8, label map [H, W] -> the picture with a number to the right of each class
-    drawn = Image.fromarray(picture)
-    draw = ImageDraw.Draw(drawn)
+def _draw_numbers(picture: Image.Image, labels: np.ndarray) -> None:
+    # to the right of each class of the label map [H, W]
+    draw = ImageDraw.Draw(picture)
     font = ImageFont.truetype(str(FONT), FONT_SIZE)
     for index in np.unique(labels[labels > 0]).tolist():
         y, x = np.nonzero(labels == index)
         right = int(x.argmax())
-        left = min(int(x[right]) + 3, drawn.width - int(draw.textlength(str(index), font)) - 2)
-        top = min(max(int(y[right]), FONT_SIZE), drawn.height - FONT_SIZE)
+        left = min(int(x[right]) + 3, picture.width - int(draw.textlength(str(index), font)) - 2)
+        top = min(max(int(y[right]), FONT_SIZE), picture.height - FONT_SIZE)
         draw.text((left, top), str(index), "white", font, anchor="lm", stroke_width=2, stroke_fill="black")
-    return drawn
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -29,12 +29,12 @@ class CaseSlice(NamedTuple):
     number: int  # from 1, counted from the feet
     total: int
     pixel_mm: tuple[float, float]  # height and width of a pixel
-    classes: tuple[int, ...] = ()  # error slice only: the classes with the lowest Dice
-    differing: int = 0  # error slice only: number of pixels on which these classes differ
+    classes: tuple[int, ...] = ()  # of the error slice: the classes with the lowest Dice
+    differing: int = 0  # of the error slice: number of pixels on which these classes differ
 
 
 class CaseSlices(NamedTuple):
-    """Both slices of a case; its rank, which decides between them, is known only after the last case."""
+    """Both slices of a case; its rank, which decides which of them is shown, is known only after the last case."""
 
     organs: CaseSlice  # with the most classes in the reference
     error: CaseSlice  # with the largest difference of reference and prediction in the class of the lowest Dice
@@ -47,15 +47,12 @@ def select_slices(
 
     Args:
         image: the scan, [1, X, Y, Z], values in [0, 1] (others are clipped).
-        label: reference label map, [1, X, Y, Z] with an affine.
-        pred: predicted label map, [1, X, Y, Z].
+        label, pred: reference and predicted label map, [1, X, Y, Z].
         rows: the metrics of the case; at least one class is in the reference.
     """
     affine = label.affine
-    scan = axial_slices(_with_affine(image, affine))  # [Z', H, W], as the next two
-    reference, predicted = (
-        axial_slices(_with_affine(volume.round().to(torch.uint8), affine)) for volume in (label, pred)
-    )
+    volumes = (image, label.round().to(torch.uint8), pred.round().to(torch.uint8))
+    scan, reference, predicted = (axial_slices(_with_affine(volume, affine)) for volume in volumes)  # [Z', H, W]
     # the spacing depends on the affine alone
     oriented: Any = Orientation("LPS", labels=None)(_with_affine(torch.zeros(1, 1, 1, 1), affine))
     width_mm, height_mm, _ = affine_to_spacing(oriented.affine).tolist()
@@ -67,20 +64,14 @@ def select_slices(
 
     lowest = min(row.dice for row in rows if not np.isnan(row.dice))
     classes = tuple(row.class_index for row in rows if row.dice == lowest)
-    differing = np.zeros(len(scan), int)
-    for index in classes:
-        differing += np.count_nonzero((reference == index) != (predicted == index), axis=(1, 2))
+    differing = sum(np.count_nonzero((reference == c) != (predicted == c), axis=(1, 2)) for c in classes)
     organs = slice_with_most_classes(reference)
     worst = int(differing.argmax()) if differing.any() else organs
     return CaseSlices(cut(organs), cut(worst, classes, int(differing[worst])))
 
 
 class SliceStore:
-    """Slices by case, in an unnamed temporary file: memory holds one case, and a killed process leaves no file.
-
-    Args:
-        folder: a folder on the disk to use.
-    """
+    """Slices by case, in an unnamed temporary file: memory holds one case, and a killed process leaves no file."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it outlives this call

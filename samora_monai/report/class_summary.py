@@ -1,15 +1,22 @@
-"""Means of an evaluation, per class over the cases and per case over its classes, and the ranking of the cases."""
+"""Means of an evaluation over cases and over classes, as tables of text for CSV files and for the log.
+
+Differs from `monai.handlers.MetricsSaver` in: one file for all metrics, with counts of missed classes and false alarms.
+"""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from samora_monai.metrics import ClassMetrics
+from samora_monai.replacing import replacing
 
-METRICS = ("dice", "hd95_mm", "hd95_voxels", "samed_dice", "samed_hd95")
+METRICS = ClassMetrics._fields[1:]
+Cases = Mapping[str, Sequence[ClassMetrics]]  # metrics by name of the case
 
 
 class ClassSummary(NamedTuple):
@@ -22,10 +29,10 @@ class ClassSummary(NamedTuple):
     means: dict[str, float]  # by metric
 
 
-def summarize(cases: Mapping[str, Sequence[ClassMetrics]], class_names: Sequence[str]) -> list[ClassSummary]:
+def summarize(cases: Cases, class_names: Sequence[str]) -> list[ClassSummary]:
     """Average over the cases for each foreground class, and last over these means, under the name `mean`.
 
-    The SAMed metrics are never NaN, so their means are over all cases, as in SAMed's code.
+    SAMed's metrics are never NaN, so that their means are over all cases, as in SAMed's code.
     """
     summaries = []
     for index, name in enumerate(class_names[1:], 1):
@@ -47,20 +54,45 @@ def mean_dice(rows: Iterable[ClassMetrics]) -> float:
 
 def mean(values: Iterable[float]) -> float:
     """Mean of the values that are not NaN; NaN if there are none."""
-    finite = [value for value in values if not np.isnan(value)]
-    return float(np.mean(finite)) if finite else float("nan")
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def worst_median_best(scores: Mapping[str, float]) -> dict[str, str]:
     """Select the `worst`, `median` and `best` case (`worst` and `best` of two, `only` of one), by rank.
 
-    Args:
-        scores: mean Dice by case; cases whose score is NaN are not ranked. The median of an even number of cases is the
-            lower one of the two in the middle.
+    Cases whose score, the mean Dice, is NaN are not ranked. The median of an even number is the lower middle one.
     """
     ranked = sorted((name for name in scores if not np.isnan(scores[name])), key=lambda name: (scores[name], name))
-    if len(ranked) == 1:
-        return {"only": ranked[0]}
-    if len(ranked) == 2:
-        return {"worst": ranked[0], "best": ranked[1]}
-    return {"worst": ranked[0], "median": ranked[(len(ranked) - 1) // 2], "best": ranked[-1]} if ranked else {}
+    places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
+    if len(ranked) < 3:
+        places = [{}, {"only": 0}, {"worst": 0, "best": 1}][len(ranked)]
+    return {rank: ranked[place] for rank, place in places.items()}
+
+
+def summary_table(summaries: Sequence[ClassSummary], digits: int = 6) -> list[list[str]]:
+    """A header, a row for each class, and a row for their mean."""
+    table = [["name", "cases", "missed", "false_alarms", *METRICS]]
+    for s in summaries:
+        counts = [str(s.cases), str(s.missed), str(s.false_alarms)]
+        table.append([s.name, *counts, *(f"{s.means[metric]:.{digits}f}" for metric in METRICS)])
+    return table
+
+
+def aligned_summary(summaries: Sequence[ClassSummary]) -> str:
+    """The summary in aligned columns."""
+    table = summary_table(summaries, 3)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
+    return "\n".join([*lines[:-1], "-" * len(lines[0]), lines[-1]])
+
+
+def write_tables(folder: Path, cases: Cases, class_names: Sequence[str], summaries: Sequence[ClassSummary]) -> None:
+    """Write `metrics.csv`, with a row for each class of each case, and `summary.csv`, each atomically."""
+    table = [["case", "class", "name", *METRICS]]
+    for case, rows in cases.items():
+        for index, *values in rows:
+            table.append([case, str(index), class_names[index], *(f"{value:.6f}" for value in values)])
+    for name, content in (("metrics.csv", table), ("summary.csv", summary_table(summaries))):
+        with replacing(folder / name) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(content)

@@ -1,9 +1,10 @@
-"""Text and numbers as HTML."""
+"""Text and numbers as HTML, and the HTML files of this folder."""
 
 from __future__ import annotations
 
 import re
 from html import escape
+from importlib.resources import files
 
 import numpy as np
 
@@ -20,3 +21,8 @@ def text(value: str) -> str:
 def number(value: float, digits: int) -> str:
     """Format a number with `digits` decimals; NaN becomes a dash."""
     return NOTHING if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def read(name: str) -> str:
+    """Read a file of this folder."""
+    return files("samora_monai.report").joinpath(name).read_text(encoding="utf-8")

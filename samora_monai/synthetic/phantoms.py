@@ -17,9 +17,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
-from samora_monai.data.datalist import write_datalist
-from samora_monai.data.label_files import check_output_dir
+from samora_monai.data.datalist import datalist_text, write_datalist
+from samora_monai.data.label_files import check_output_dir, nifti_image
 from samora_monai.errors import InputError
 
 CLASS_NAMES = ("background", "spleen", "right kidney", "left kidney", "liver", "aorta")
@@ -38,43 +39,27 @@ def write_phantoms(
     shape: tuple[int, int, int] = (96, 96, 32),
     seed: int = 0,
 ) -> Path:
-    """Write phantoms as NIfTI (image int16 in HU, label uint8) with a Decathlon-style datalist.
+    """Write phantoms as NIfTI with a Decathlon-style datalist, and return its path.
 
     Args:
-        folder: gets `imagesTr`, `labelsTr`, `imagesVal`, `labelsVal`, `imagesUnlabeled` and `dataset.json`.
-        num_training: cases with a label for training.
-        num_validation: cases with a label for validation.
-        num_unlabeled: cases without a label.
+        folder: must be writable; gets folders with the Decathlon's names and `dataset.json`.
+        num_training, num_validation, num_unlabeled: number of cases in each list; unlabeled ones get no label.
         shape: voxels from left to right, back to front and feet to head; the last varies by a quarter.
         seed: equal seeds give equal files.
-
-    Returns:
-        The path of `dataset.json`.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
     root = check_output_dir(folder)
-    case = 0
-    lists: dict[str, list[dict[str, str]]] = {}
-    for name, end, count in (
-        ("training", "Tr", num_training),
-        ("validation", "Val", num_validation),
-        ("unlabeled", "Unlabeled", num_unlabeled),
-    ):
-        lists[name] = []
-        for _ in range(count):
-            case += 1
-            entry = {}
-            parts = ("image",) if name == "unlabeled" else ("image", "label")
-            for part, nifti in zip(parts, make_phantom(case, shape, seed), strict=False):
-                entry[part] = f"{part}s{end}/phantom_{case:03d}.nii.gz"
-                (root / entry[part]).parent.mkdir(exist_ok=True)
-                nib.save(nifti, root / entry[part])
-            lists[name].append(entry)
-    return write_datalist(
-        root, "abdominal phantoms", "synthetic, made by samora_monai.synthetic.phantoms", CLASS_NAMES, lists
-    )
+    ends = {"training": "Tr", "validation": "Val", "unlabeled": "Unlabeled"}
+    names = ["training"] * num_training + ["validation"] * num_validation + ["unlabeled"] * num_unlabeled
+    lists: dict[str, list[dict[str, str]]] = {name: [] for name in ends}
+    for case, name in enumerate(names, 1):
+        parts = ("image",) if name == "unlabeled" else ("image", "label")
+        entry = {part: f"{part}s{ends[name]}/phantom_{case:03d}.nii.gz" for part in parts}
+        for file, nifti in zip(entry.values(), make_phantom(case, shape, seed), strict=False):
+            (root / file).parent.mkdir(exist_ok=True)
+            nib.save(nifti, root / file)
+        lists[name].append(entry)
+    source = "synthetic, made by samora_monai.synthetic.phantoms"
+    return write_datalist(root, datalist_text("abdominal phantoms", source, "CT", CLASS_NAMES, lists))
 
 
 def make_phantom(
@@ -82,10 +67,7 @@ def make_phantom(
 ) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     """Make one case: image (int16, HU) and label (uint8, `CLASS_NAMES`) on one grid.
 
-    Args:
-        case: number of the case, which determines the anatomy, the orientation and whether the grid is oblique.
-        shape: as in `write_phantoms`.
-        seed: seed of the series of cases.
+    The anatomy, the orientation and whether the grid is oblique depend on the number `case` from 1 and on `seed`.
     """
     rng = np.random.default_rng((seed, case))
     size = (shape[0], shape[1], round(shape[2] * rng.uniform(0.75, 1.25)))
@@ -94,17 +76,14 @@ def make_phantom(
     spacing[1] = spacing[0] * size[0] / size[1]
     affine = np.diag([*spacing, 1.0])
     if case % 3 == 0:
-        affine[:3, :3] = _rotation(rng.normal(size=3), OBLIQUE_DEGREES) @ affine[:3, :3]
+        axis = rng.normal(size=3)
+        rotation = Rotation.from_rotvec(OBLIQUE_DEGREES * axis / np.linalg.norm(axis), degrees=True)
+        affine[:3, :3] = rotation.as_matrix() @ affine[:3, :3]
     affine[:3, 3] = rng.uniform(-200, 200, size=3)
     stored = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(ORIENTATIONS[case % len(ORIENTATIONS)]))
-    images = []
-    for array in (np.round(hu).astype(np.int16), label):
-        image = nib.Nifti1Image(array, affine).as_reoriented(stored)
-        image.set_qform(image.affine, code=1)
-        image.set_sform(image.affine, code=1)
-        image.header.set_xyzt_units("mm")
-        images.append(image)
-    return images[0], images[1]
+    arrays = (np.round(hu).astype(np.int16), label)
+    image, mask = (nib.Nifti1Image(array, affine).as_reoriented(stored) for array in arrays)
+    return nifti_image(image.dataobj, image.affine), nifti_image(mask.dataobj, mask.affine)
 
 
 class _Abdomen:
@@ -127,22 +106,21 @@ class _Abdomen:
         self.inside = np.ones(size, dtype=bool)
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the image `[X, Y, Z]` in HU, float32, and the label, uint8."""
         self._wall()
         self._bowel()
         self._organs()
         self._vessels()
-        size = self.hu.shape
         hu = ndimage.gaussian_filter(self.hu, (0.6, 0.6, 0.35))  # partial volume
-        hu += 8 * self._smooth(size)  # bias field
-        hu += self.rng.normal(0, 14, size).astype(np.float32)
+        hu += 8 * self._smooth(hu.shape)  # bias field
+        hu += self.rng.normal(0, 14, hu.shape).astype(np.float32)
         return np.clip(hu, -1000, 1500), self.label
 
     def _smooth(self, size: tuple[int, ...], knots: int = 5) -> np.ndarray:
         """Return a smooth random field with a standard deviation near 1 at its knots, clipped at 2."""
         coarse = np.clip(self.rng.normal(size=(knots, knots, knots)), -2, 2)
-        return ndimage.zoom(coarse, [n / knots for n in size], order=2, grid_mode=True, mode="nearest").astype(
-            np.float32
-        )
+        fine = ndimage.zoom(coarse, np.array(size) / knots, order=2, grid_mode=True, mode="nearest")
+        return fine.astype(np.float32)
 
     def _radius(self, center: Triple, axes: Triple, degrees: float = 0.0) -> np.ndarray:
         """Return the distance from `center` in units of the half `axes` of an ellipsoid rotated in the slice plane."""
@@ -229,14 +207,6 @@ class _Abdomen:
         cava = np.hypot((self.x - 0.15 + sway) / 0.10, (self.y + 0.15) / 0.075) < 1
         self._paint(cava, 130, 12)
         self._paint(aorta, 165, 12, AORTA)
-
-
-def _rotation(axis: np.ndarray, degrees: float) -> np.ndarray:
-    """Return the matrix of a rotation about `axis` (Rodrigues)."""
-    x, y, z = axis / np.linalg.norm(axis)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    angle = np.deg2rad(degrees)
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
 def main() -> None:

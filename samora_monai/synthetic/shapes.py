@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from samora_monai.data.datalist import write_datalist
+from samora_monai.data.datalist import datalist_text, write_datalist
 from samora_monai.data.label_files import check_output_dir
 from samora_monai.errors import InputError
 
@@ -35,38 +35,29 @@ def write_shapes(
     side: int = 128,
     seed: int = 0,
 ) -> Path:
-    """Write volumes of unrelated slices as NIfTI (image int16, label uint8) with a Decathlon-style datalist.
+    """Write volumes of unrelated slices as NIfTI with a Decathlon-style datalist, and return its path.
 
     Args:
-        folder: gets `imagesTr`, `labelsTr`, `imagesVal`, `labelsVal` and `dataset.json`.
-        num_training: volumes for training.
-        num_validation: volumes for validation.
+        folder: must be writable; gets `imagesTr`, `labelsTr`, `imagesVal`, `labelsVal` and `dataset.json`.
+        num_training, num_validation: number of volumes in each list.
         slices: slices of each volume.
         side: height and width of a slice in pixels.
         seed: equal seeds give equal files.
-
-    Returns:
-        The path of `dataset.json`.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
     root = check_output_dir(folder)
     lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
     ends = ["Tr"] * num_training + ["Val"] * num_validation
     for case, end in enumerate(ends, 1):
         pairs = [make_slice((seed, case, k), side) for k in range(slices)]
-        entry = {}
-        for part, arrays in zip(("image", "label"), zip(*pairs, strict=True), strict=True):
-            entry[part] = f"{part}s{end}/shapes_{case:03d}.nii.gz"
-            (root / entry[part]).parent.mkdir(exist_ok=True)
+        entry = {part: f"{part}s{end}/shapes_{case:03d}.nii.gz" for part in ("image", "label")}
+        for file, arrays in zip(entry.values(), zip(*pairs, strict=True), strict=True):
             nifti = nib.Nifti1Image(np.stack(arrays, axis=-1), np.eye(4))
             nifti.header.set_xyzt_units("mm")
-            nib.save(nifti, root / entry[part])
+            (root / file).parent.mkdir(exist_ok=True)
+            nib.save(nifti, root / file)
         lists["training" if end == "Tr" else "validation"].append(entry)
-    return write_datalist(
-        root, "textured shapes", "synthetic, made by samora_monai.synthetic.shapes", CLASS_NAMES, lists
-    )
+    source = "synthetic, made by samora_monai.synthetic.shapes"
+    return write_datalist(root, datalist_text("textured shapes", source, "CT", CLASS_NAMES, lists))
 
 
 def make_slice(seed: int | tuple[int, ...], side: int = 128) -> tuple[np.ndarray, np.ndarray]:

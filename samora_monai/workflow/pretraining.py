@@ -10,20 +10,32 @@ import torch
 from ignite.metrics import Loss
 from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys as Keys
+from monai.utils import set_determinism
 
 from samora_monai.data import UnlabeledScans, check_modality, check_output_dir
 from samora_monai.errors import InputError
 from samora_monai.settings import check_run_settings, flag
+from samora_monai.workflow.startup import start
 
 
-def check_pretraining(scans: UnlabeledScans, modality: str, output_dir: str, **settings: Any) -> None:
-    """Check the settings of a pretraining before anything is read or computed.
+def start_pretraining(
+    scans: UnlabeledScans,
+    modality: str,
+    output_dir: str,
+    *,
+    device: torch.device | str,
+    distributed: bool | str,
+    seed: int,
+    **settings: Any,
+) -> None:
+    """Start a pretraining: `start`, then checks of its settings, then seeds equal in all processes.
 
     Raises:
         InputError: no scan is held out; another modality than that of the datalist; `output_dir` is not writable; one
             of `settings` is out of range, see `check_run_settings`.
     """
-    check_run_settings(**settings)
+    start(device, distributed)
+    check_run_settings(seed=seed, **settings)
     if not scans.validation:
         raise InputError(
             f"no scan of {scans.source} is held out, but the best epoch is chosen on held-out scans; give two scans or "
@@ -31,6 +43,7 @@ def check_pretraining(scans: UnlabeledScans, modality: str, output_dir: str, **s
         )
     check_modality(scans, modality)
     check_output_dir(output_dir)
+    set_determinism(seed)
 
 
 def check_not_given(**settings: Any) -> None:

@@ -91,7 +91,7 @@ def rotted(experts: Experts, expert: Path) -> list[str]:
     assert at > 0
     content[at + 100] ^= 0x10
     expert.write_bytes(content)
-    return ["'patch.pt' is damaged", "checksum"]
+    return [f"'{expert}' is damaged", "checksum"]
 
 
 def truncated(experts: Experts, expert: Path) -> list[str]:

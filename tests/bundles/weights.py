@@ -1,8 +1,7 @@
-"""Small files in place of Meta's checkpoint and of trained experts, and a model's settings."""
+"""Small files in place of Meta's checkpoint and of trained experts."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from samora_monai.checkpoints import ExpertSettings, load_sam, save_expert
 from samora_monai.checkpoints.sam import base_keys
 from samora_monai.data import ScanScaling
 from samora_monai.networks import LEVELS, Segmenter, build_segmenter
-from tests.bundles.command_line import BUNDLES
 from tests.tiny import randomise
 
 
@@ -22,12 +20,6 @@ def write_sam(path: Path, seed: int = 0, **settings: Any) -> Path:
     randomise(net, seed)
     torch.save({key: net.state_dict()[key] for key in base_keys(net)}, path)
     return path
-
-
-def trained_defaults(bundle: str) -> dict[str, Any]:
-    """All settings of a model file of this bundle, as `inference.json` has them where there is no model."""
-    config = json.loads((BUNDLES / bundle / "configs" / "inference.json").read_text())
-    return {key: value for key, value in config["trained"].items() if key not in ("_target_", "checkpoint")}
 
 
 def write_expert(path: Path, sam: Path, level: str, modality: str = "CT", **settings: Any) -> Path:

@@ -197,3 +197,10 @@ def test_of_a_datalist_without_held_out_scans_a_part_is_held_out(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"unlabeled": [{"image": file} for file in files]}))
     scans = find_unlabeled(tmp_path, validation_fraction=0.25)
     assert (len(scans.training), len(scans.validation)) == (3, 1)
+
+
+def test_a_root_may_hold_only_data_sets_without_held_out_scans(tmp_path):
+    touch(tmp_path, "inner/a.nii.gz", "inner/b.nii.gz")
+    lists = {"unlabeled": [{"image": "a.nii.gz"}, {"image": "b.nii.gz"}]}
+    (tmp_path / "inner" / "dataset.json").write_text(json.dumps(lists))
+    assert found(tmp_path) == ["inner/a.nii.gz", "inner/b.nii.gz"]

@@ -74,7 +74,7 @@ def test_png_has_panels_and_a_legend(tmp_path):
     label = np.zeros((64, 48), int)
     label[20:40, 10:30] = 2
     path = tmp_path / "new" / "a.png"
-    save_overlay_png(path, image, label, label, ("background", "liver", "spleen"), title="case 1")
+    save_overlay_png(path, image, label, label, ("background", "liver", "spleen"))
     picture = imread(path)[..., :3]
     assert picture.shape[1] == 3 * 480
     spleen = class_colors(3)[2]

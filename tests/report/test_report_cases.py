@@ -105,8 +105,8 @@ def test_pictures_have_square_pixels():
     pred[10:30, 5:10] = 12  # colours repeat after ten classes
     shown = CaseSlice(np.full((40, 20), 51, np.uint8), label, pred, 1, 1, (1.0, 4.0))
     pictures = case_pictures(shown, 13)
-    assert (pictures.width, pictures.height) == (SIDE, SIDE // 2)
-    scan, reference, prediction = (decoded(uri) for uri in pictures[:3])
+    assert (pictures["width"], pictures["height"]) == (SIDE, SIDE // 2)
+    scan, reference, prediction = (decoded(str(pictures[name])) for name in ("scan", "reference", "prediction"))
     assert scan.shape == (SIDE // 2, SIDE, 3) and np.unique(scan).tolist() == [51]
     colors = class_colors(13)
     tinted = [np.round(255 * (0.2 * (1 - TINT) + TINT * colors[index])) for index in (1, 12)]

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 
 def make_grid(*args: Any, **kwargs: Any) -> NoReturn:
-    """Not here."""
+    """Raise `NotImplementedError`."""
     raise NotImplementedError("torchvision is not installed beside this server")
 
 
