@@ -26,15 +26,14 @@ class MissingFileError(InputError, FileNotFoundError):
 def input_error(error: BaseException | None) -> InputError | None:
     """Return the `InputError` behind `error`, or None if there is none.
 
-    Follows `__cause__`, or `__context__` where an exception was raised while another was handled. An exception that
-    crossed a process boundary carries its traceback as text; the error is restored from that text.
+    Follows `__cause__`, or else `__context__`. An exception that crossed a process boundary carries its traceback as
+    text; the error is restored from that text.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         text = str(error)
-        in_worker = _IN_WORKER_TEXT.search(text) if "Original Traceback" in text else None
-        if in_worker:
+        if "Original Traceback" in text and (in_worker := _IN_WORKER_TEXT.search(text)):
             return InputError(in_worker[1])
         if isinstance(error, InputError):
             return error
@@ -48,7 +47,7 @@ def user_message(error: BaseException | None) -> str | None:
     return None if found is None else str(found)
 
 
-def one_line(error: Exception, limit: int = 200) -> str:
-    """Return the reason in an exception's text as one line, without the source positions of ITK's messages."""
+def one_line(error: Exception) -> str:
+    """Return an exception's text as one line of at most 200 characters, without the source positions of ITK."""
     text = " ".join((str(error) or type(error).__name__).split("ITK ERROR:")[-1].split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= 200 else text[:197] + "..."

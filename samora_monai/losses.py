@@ -51,13 +51,11 @@ class SegmentationLoss(nn.Module):
             self.dice_ce.dice = SharedDice()
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            logits: [B, K, h, w], unnormalised, any floating type; the loss is computed in float32 or float64.
-            label: [B, 1, H, W], class numbers 0 ... K-1.
+        """Return the loss, a scalar of at least float32.
 
-        Returns:
-            A scalar.
+        Args:
+            logits: [B, K, h, w], unnormalised, any floating type.
+            label: [B, 1, H, W], class numbers 0 ... K-1.
         """
         logits = convert_to_tensor(logits, track_meta=False)
         label = convert_to_tensor(label, track_meta=False)
@@ -80,17 +78,11 @@ class HierarchicalLoss(SegmentationLoss):
     """H-SAM's loss `(1 - w) L(logits_1) + w L(logits_2)`, with w = `second_stage_weight` of the epoch.
 
     Args:
-        lambda_ce, lambda_dice, upsample_logits, all_processes: as in `SegmentationLoss`.
+        upsample_logits, all_processes: as in `SegmentationLoss`.
     """
 
-    def __init__(
-        self,
-        lambda_ce: float = 0.1,
-        lambda_dice: float = 0.9,
-        upsample_logits: bool = False,
-        all_processes: bool = False,
-    ) -> None:
-        super().__init__(lambda_ce, lambda_dice, upsample_logits, all_processes)
+    def __init__(self, upsample_logits: bool = False, all_processes: bool = False) -> None:
+        super().__init__(0.1, 0.9, upsample_logits, all_processes)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -98,28 +90,20 @@ class HierarchicalLoss(SegmentationLoss):
         self.epoch = epoch
 
     def forward(self, logits: Sequence[torch.Tensor], label: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """
-        Args:
-            logits: the two decoders' logits, [B, K, h, w] and [B, K, h', w'].
-            label: [B, 1, H, W], class numbers 0 ... K-1.
-
-        Returns:
-            A scalar.
-        """
+        """Return the loss of the two decoders' logits, [B, K, h, w] and [B, K, h', w']."""
         first, second = logits
         w = second_stage_weight(self.epoch)
         return (1 - w) * super().forward(first, label) + w * super().forward(second, label)
 
 
 class SharedDice(DiceLoss):
-    """`mean_k 1 - (2 sum p_k t_k + 1e-5) / (sum p_k^2 + sum t_k^2 + 1e-5)`, sums over the batches of all processes.
+    """The Dice term of `SegmentationLoss`, with sums over the batches of all processes.
 
-    Computed for each process alone, it would be the Dice loss of a smaller batch, from which more classes are absent,
-    each of which adds up to 1 to the sum over k.
+    Computed for each process alone, it would be the Dice loss of a smaller batch, from which more classes are absent.
     """
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Logits [B, K, H, W], label [B, 1, H, W] with class numbers 0 ... K-1 -> a scalar, equal in all processes."""
+        """Return the loss, a scalar that is equal in all processes, of logits and label on one grid."""
         probability = logits.softmax(1)
         target = F.one_hot(label[:, 0].long(), logits.shape[1]).movedim(-1, 1).to(logits.dtype)  # [B, K, H, W]
         common = (probability * target).sum((0, 2, 3))
@@ -129,7 +113,7 @@ class SharedDice(DiceLoss):
 
 
 def _sum_over_processes(x: torch.Tensor) -> torch.Tensor:
-    # the gradient of x is scaled by the number of processes, because DistributedDataParallel averages gradients
+    # scale the gradient of x by the number of processes, because DistributedDataParallel averages gradients
     total = idist.all_reduce(x.detach().clone())
     assert isinstance(total, torch.Tensor)
     return total + idist.get_world_size() * (x - x.detach())
@@ -141,10 +125,7 @@ LOSSES = {"sam": SegmentationLoss, "hierarchical": HierarchicalLoss}
 def build_loss(decoder: str, upsample_logits: bool = False, all_processes: bool = False) -> SegmentationLoss:
     """Build the published loss of a decoder: SAMed's for `"sam"`, H-SAM's for `"hierarchical"`.
 
-    Args:
-        decoder: a key of `LOSSES`.
-        upsample_logits, all_processes: as in `SegmentationLoss`. With `all_processes`, the gradient averaged over
-            processes equals that of a single process with all slices.
+    With `all_processes`, the gradient averaged over processes equals that of a single process with all slices.
 
     Raises:
         InputError: unknown decoder.

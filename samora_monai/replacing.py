@@ -14,7 +14,7 @@ from pathlib import Path
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a hidden path beside `path`, with the same suffix, and rename it to `path` if the body succeeds.
 
-    Makes the folder if needed, and removes the hidden file if the body fails.
+    Makes the folder if needed; removes the hidden file if the body fails.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,4 @@
-"""Learning rates with a linear warm-up: SAMed's polynomial decay (https://github.com/hitachinsk/SAMed) and a cosine.
-
-SAMed's `trainer.py` sets the rate after each step, so that the first warm-up rate and the full rate last two steps
-each; this is reproduced step by step.
-"""
+"""Learning rates with a linear warm-up: SAMed's polynomial decay (https://github.com/hitachinsk/SAMed) and a cosine."""
 
 from __future__ import annotations
 
@@ -15,19 +11,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def warmup_poly(step: int, *, warmup: int, max_iterations: int, exponent: float) -> float:
-    """The factor on the base rate in optimiser step `step`.
+    """Return the factor in [0, 1] on the base rate in optimiser step `step`, counted from 0.
 
-    With i = step - 1 (the reference's counter when it sets this rate, 0 for the first two steps):
-    `(i + 1) / warmup` while i < warmup, then `(1 - (i - warmup) / max_iterations) ** exponent`.
-
-    Args:
-        step: number of optimiser steps taken before, from 0.
-        warmup: length of the warm-up in steps; 0 for none.
-        max_iterations: epochs times iterations per epoch, not reduced by the warm-up.
-        exponent: 0.9 in SAMed and H-SAM, 7 in SAMed_h.
-
-    Returns:
-        A factor in [0, 1].
+    With i = max(step - 1, 0): `(i + 1) / warmup` while i < warmup, then
+    `(1 - (i - warmup) / max_iterations) ** exponent`. SAMed's `trainer.py` sets the rate after each step, so that the
+    first rate lasts two steps.
     """
     i = max(step - 1, 0)
     if i < warmup:
@@ -36,13 +24,13 @@ def warmup_poly(step: int, *, warmup: int, max_iterations: int, exponent: float)
 
 
 class WarmupPolyLR(LambdaLR):
-    """`warmup_poly` for an optimiser, to be stepped after every iteration.
+    """SAMed's schedule (`warmup_poly`), to be stepped after every iteration.
 
     Args:
         optimizer: its `lr` is the base rate.
         warmup: length of the warm-up in iterations; 0 for none.
-        max_iterations: epochs times iterations per epoch.
-        exponent: of the decay.
+        max_iterations: epochs times iterations per epoch, not reduced by the warm-up.
+        exponent: of the decay; 0.9 in SAMed and H-SAM, 7 in SAMed_h.
 
     Raises:
         ValueError: `warmup` is negative or `max_iterations` is not positive.
@@ -58,16 +46,10 @@ class WarmupPolyLR(LambdaLR):
 class WarmupCosineLR(WarmupCosineSchedule):
     """MONAI's linear warm-up and cosine decay, to be stepped after every iteration.
 
-    Differs from it in: the state does not hold the length of the training, so that a run which is resumed for more
-    epochs follows its own cosine; MONAI's would rise again after the end of the former one.
+    Differs from it in: the state does not hold the length of the training, so that a run that is resumed for more
+    epochs follows its own cosine; MONAI's would rise again after the former end.
 
-    Args:
-        optimizer: its `lr` is the highest rate.
-        warmup: length of the warm-up in iterations, from a hundredth of the rate.
-        max_iterations: epochs times iterations per epoch.
-
-    Raises:
-        ValueError: `warmup` is negative or `max_iterations` is not positive.
+    Args and errors are those of `WarmupPolyLR`; the warm-up starts at a hundredth of the rate.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: int, max_iterations: int) -> None:
@@ -75,7 +57,7 @@ class WarmupCosineLR(WarmupCosineSchedule):
         super().__init__(optimizer, warmup, max_iterations, warmup_multiplier=0.01)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps taken, and what else `LambdaLR` needs to load a state."""
+        """Return the number of steps taken, and what else `LambdaLR` needs to load a state."""
         kept = ("last_epoch", "_step_count", "lr_lambdas")
         return {key: value for key, value in super().state_dict().items() if key in kept}
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from samora_monai.errors import InputError
 
-# The smallest value of every tunable that is a whole number; of every other one, whether it may be 0
+# The smallest value of each whole number
 _COUNTS = {
     **dict.fromkeys(("epochs", "batch_size", "val_interval", "slices_per_pass", "decoder_features"), 1),
     **dict.fromkeys(("warmup", "num_workers", "seed"), 0),
 }
+# Whether each other number may be 0
 _NUMBERS = {"learning_rate": False, "weight_decay": True, "noise": False, "temperature": False, "dice_weight": True}
 
 
@@ -32,7 +33,7 @@ def file_or_none(value: str | None) -> str | None:
     return None if value is None or str(value).lower() in ("", "none", "null") else str(value)
 
 
-def is_whole(value: Any, at_least: int | float = -math.inf) -> bool:
+def is_whole(value: Any, at_least: int) -> bool:
     """Whether `value` is a whole number (no bool) of at least `at_least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
@@ -48,19 +49,6 @@ def check_counts(at_least: int = 1, **settings: Any) -> None:
             raise InputError(f"{name} must be a whole number of at least {at_least}, got {value!r}; give --{name} N")
 
 
-def check_positive(zero: bool = False, **settings: Any) -> None:
-    """Check that each setting is a finite number above 0, or 0 if `zero`.
-
-    Raises:
-        InputError: one is not.
-    """
-    for name, value in settings.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not (0 < value < math.inf or (zero and value == 0)):
-            expected = "of at least 0" if zero else "above 0"
-            raise InputError(f"{name} must be a number {expected}, got {value!r}; give --{name} X")
-
-
 def check_run_settings(**settings: Any) -> None:
     """Check tunables by their names, e.g. `epochs=100, learning_rate=0.005`.
 
@@ -71,5 +59,9 @@ def check_run_settings(**settings: Any) -> None:
     for name, value in settings.items():
         if name in _COUNTS:
             check_counts(_COUNTS[name], **{name: value})
-        else:
-            check_positive(_NUMBERS[name], **{name: value})
+            continue
+        zero = _NUMBERS[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not (0 < value < math.inf or (zero and value == 0)):
+            expected = "of at least 0" if zero else "above 0"
+            raise InputError(f"{name} must be a number {expected}, got {value!r}; give --{name} X")

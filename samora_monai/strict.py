@@ -13,8 +13,8 @@ from samora_monai.errors import InputError
 class StrictlyLoaded(nn.Module):
     """A module that loads a complete state dict or none.
 
-    Differs from `nn.Module` in: `strict=False` has no effect. MONAI Label passes it for every file, and would serve
-    random weights wherever a key is missing. A refused state dict changes nothing, and the error is one line.
+    Differs from `nn.Module` in: `strict=False`, which MONAI Label passes for every file, has no effect, so that no key
+    can keep a random value; a refused state dict changes nothing; the error is one line.
     """
 
     def describe(self) -> str:
@@ -22,10 +22,10 @@ class StrictlyLoaded(nn.Module):
         return type(self).__name__
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As `nn.Module.load_state_dict` with `strict=True`, whatever `strict` is.
+        """Load as `nn.Module` does with `strict=True`, whatever `strict` is.
 
         Raises:
-            InputError: a key is missing, unexpected, or of another shape; the message names the first of them.
+            InputError: a key is missing, unexpected, or of another shape; names the first ones.
         """
         if problem := misfit(self.state_dict(), state_dict):
             raise InputError(
@@ -36,15 +36,13 @@ class StrictlyLoaded(nn.Module):
 
 
 def misfit(expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> str:
-    """Describe why `found` cannot replace `expected`: its keys, or else the first shape; an empty string if it fits."""
-    keys = {
-        "missing": [key for key in expected if key not in found],
-        "not expected": [key for key in found if key not in expected],
-    }
-    if any(keys.values()):
+    """Describe how the keys of `found`, or else the first shape, differ from `expected`; `""` if they do not."""
+    missing = [key for key in expected if key not in found]
+    unknown = [key for key in found if key not in expected]
+    if missing or unknown:
         return " and ".join(
             f"{len(names)} keys {word} ({', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''})"
-            for word, names in keys.items()
+            for word, names in (("missing", missing), ("not expected", unknown))
             if names
         )
     for key, value in expected.items():

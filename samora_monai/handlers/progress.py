@@ -1,17 +1,18 @@
 """Log lines of a training: position, loss, rate and remaining time; the metric of each validation.
 
-Differs from MONAI's `StatsHandler` in: one line every few seconds in place of one per iteration, with the rate and the
-remaining time of all epochs.
+MONAI's `StatsHandler` logs a line per iteration, without the rate and the remaining time of all epochs.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
+from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.engines import Evaluator, SupervisedTrainer
 from monai.handlers import TensorBoardStatsHandler
 from monai.utils import CommonKeys as Keys
@@ -27,10 +28,6 @@ class Progress:
     Logs every `interval` seconds and at the end of each epoch, on rank 0 only. The loss is the mean since the previous
     line, at the end of an epoch the mean over the epoch; the rate counts the slices of all ranks. The remaining time is
     extrapolated from this run alone, validation included, so that it is correct after a resume.
-    For a MONAI `SupervisedTrainer` with or without `decollate`.
-
-    Args:
-        interval: seconds between two lines within an epoch.
     """
 
     def __init__(self, interval: float = 10.0) -> None:
@@ -42,44 +39,34 @@ class Progress:
             engine.add_event_handler(Events.STARTED, self._started)
             engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: self._log(engine, self.epoch))
 
     def _started(self, engine: SupervisedTrainer) -> None:
         self.start_time = time.monotonic()
         self.start_iteration = engine.state.iteration
 
-    def _epoch_started(self, engine: SupervisedTrainer) -> None:
-        self.epoch_losses, self.epoch_slices, self.epoch_time = _Mean(), 0, time.monotonic()
-        self._new_line()
-
-    def _new_line(self) -> None:
-        self.line_losses, self.line_slices, self.line_time = _Mean(), 0, time.monotonic()
+    def _epoch_started(self) -> None:
+        self.epoch, self.line = _Span(), _Span()
 
     def _iteration(self, engine: SupervisedTrainer) -> None:
-        batch, output = engine.state.batch, engine.state.output
+        batch, loss = engine.state.batch, loss_of(engine)
         slices = len(batch) if isinstance(batch, list) else len(batch[Keys.IMAGE])  # decollated or not
-        loss = (output[0] if isinstance(output, list) else output)[Keys.LOSS]
-        self.line_losses.add(loss)
-        self.epoch_losses.add(loss)
-        self.line_slices += slices
-        self.epoch_slices += slices
-        epoch_ends = engine.state.iteration % engine.state.epoch_length == 0  # which prints a line of its own
-        if not epoch_ends and time.monotonic() - self.line_time >= self.interval:
-            self._log(engine, self.line_losses, self.line_slices, self.line_time)
-            self._new_line()
+        for span in (self.epoch, self.line):
+            span.add(loss, slices)
+        epoch_ends = engine.state.iteration % engine.state.epoch_length == 0  # which has a line of its own
+        if not epoch_ends and time.monotonic() - self.line.start >= self.interval:
+            self._log(engine, self.line)
+            self.line = _Span()
 
-    def _epoch_completed(self, engine: SupervisedTrainer) -> None:
-        self._log(engine, self.epoch_losses, self.epoch_slices, self.epoch_time)
-
-    def _log(self, engine: SupervisedTrainer, losses: _Mean, slices: int, since: float) -> None:
+    def _log(self, engine: SupervisedTrainer, span: _Span) -> None:
         now, state = time.monotonic(), engine.state
         total = state.max_epochs * state.epoch_length
         remaining = (now - self.start_time) / (state.iteration - self.start_iteration) * (total - state.iteration)
-        rate = slices * idist.get_world_size() / max(now - since, 1e-9)
+        rate = span.slices * idist.get_world_size() / max(now - span.start, 1e-9)
         line = (
             f"epoch {state.epoch}/{state.max_epochs}",
             f"{state.iteration / total:.1%}",
-            f"loss {losses.value():.4g}",
+            f"loss {float(span.loss) / span.steps:.4g}",
             f"lr {engine.optimizer.param_groups[0]['lr']:.1e}".replace("e-0", "e-"),
             f"{rate:.{0 if rate >= 10 else 1}f} slices/s",
             f"ETA {duration(remaining)}",
@@ -87,19 +74,16 @@ class Progress:
         logger.info("  ".join(line))
 
 
+@dataclass(eq=False)
 class ValidationLog:
-    """Evaluator handler that logs `validation mean Dice 0.812 (best 0.812 at epoch 3, saved)`.
+    """Evaluator handler that logs `validation mean Dice 0.812 (best 0.812 at epoch 3, saved)`. Rank 0 only.
 
-    List it after the handler that saves the best weights, which sets `engine.state.saved_epoch`. Rank 0 only.
-
-    Args:
-        name: name of the key metric in the line.
-        tensorboard: where all metrics of the evaluator are written too, if given.
+    List it after the handler that saves the best weights, which sets `engine.state.saved_epoch`. `name` is that of the
+    key metric; all metrics of the evaluator are written to `tensorboard` too, if given.
     """
 
-    def __init__(self, name: str = "mean Dice", tensorboard: TensorBoard | None = None) -> None:
-        self.name = name
-        self.tensorboard = tensorboard
+    name: str = "mean Dice"
+    tensorboard: TensorBoard | None = None
 
     def attach(self, engine: Evaluator) -> None:
         """Log the key metric of `engine`, the evaluator, after each validation."""
@@ -110,10 +94,15 @@ class ValidationLog:
 
     def _completed(self, engine: Evaluator) -> None:
         state = engine.state
-        value = state.metrics[state.key_metric_name]
         saved = ", saved" if getattr(state, "saved_epoch", None) == state.epoch else ""
         best = f"best {state.best_metric:.4g} at epoch {state.best_metric_epoch}{saved}"
-        logger.info(f"validation {self.name} {value:.4g} ({best})")
+        logger.info(f"validation {self.name} {state.metrics[state.key_metric_name]:.4g} ({best})")
+
+
+def loss_of(engine: Engine) -> torch.Tensor:
+    """Return the loss of the trainer's last step, detached; its output is a dict, or a list of dicts if decollated."""
+    output: Any = engine.state.output
+    return torch.as_tensor((output[0] if isinstance(output, list) else output)[Keys.LOSS]).detach()
 
 
 def duration(seconds: float) -> str:
@@ -122,16 +111,15 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{s:02d}"
 
 
-class _Mean:
-    """Mean of losses, summed on their device, so that adding one does not wait for the GPU."""
+class _Span:
+    """Steps since `start`. Losses are summed on their device, so that adding one does not wait for the GPU."""
 
     def __init__(self) -> None:
-        self.total: float | torch.Tensor = 0.0
-        self.count = 0
+        self.start = time.monotonic()
+        self.loss: float | torch.Tensor = 0.0
+        self.steps = self.slices = 0
 
-    def add(self, value: float | torch.Tensor) -> None:
-        self.total = self.total + (value.detach() if isinstance(value, torch.Tensor) else value)
-        self.count += 1
-
-    def value(self) -> float:
-        return float(self.total) / self.count
+    def add(self, loss: torch.Tensor, slices: int) -> None:
+        self.loss = self.loss + loss
+        self.steps += 1
+        self.slices += slices

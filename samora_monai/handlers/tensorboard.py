@@ -1,11 +1,9 @@
-"""TensorBoard: one event file for a run, and the overlay of a validation.
-
-MONAI's `TensorBoardImageHandler` draws volumes as animations, without the label on the image.
-"""
+"""TensorBoard: one event file for a run, and the overlay of a validation."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,36 +13,29 @@ from monai.engines import Evaluator
 from monai.utils import CommonKeys as Keys
 
 
+@dataclass(eq=False)
 class TensorBoard:
-    """The event file of a run, opened when its writer is first used, which only rank 0 should do.
+    """The event file of a run in the folder `log_dir`, opened when its writer is first used, on rank 0 only."""
 
-    Args:
-        log_dir: folder of the file.
-    """
-
-    def __init__(self, log_dir: str | os.PathLike) -> None:
-        self.log_dir = str(log_dir)
+    log_dir: str | os.PathLike[str]
 
     @cached_property
     def writer(self) -> Any:
         """The `torch.utils.tensorboard.SummaryWriter`."""
         from torch.utils.tensorboard import SummaryWriter  # the import takes a second
 
-        return SummaryWriter(self.log_dir)
+        return SummaryWriter(str(self.log_dir))
 
 
+@dataclass(eq=False)
 class OverlayToTensorBoard:
     """Evaluator handler that adds the most labelled slice of the first case to TensorBoard, as `validation/overlay`.
 
     The decollated output of the engine holds `image` in [0, 1] and the label maps `pred` and `label`, MetaTensors
-    [1, X, Y, Z] on one grid. Rank 0 only.
-
-    Args:
-        tensorboard: where the picture is written.
+    [1, X, Y, Z] on one grid. Rank 0 only. MONAI's `TensorBoardImageHandler` draws no label on the image.
     """
 
-    def __init__(self, tensorboard: TensorBoard) -> None:
-        self.tensorboard = tensorboard
+    tensorboard: TensorBoard
 
     def attach(self, engine: Evaluator) -> None:
         """Draw in the first iteration of each validation of `engine`."""

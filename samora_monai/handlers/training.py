@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any, cast
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Events
 from monai.engines import Evaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
@@ -12,12 +15,14 @@ from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, from_engi
 from monai.utils import CommonKeys as Keys
 from torch.optim.lr_scheduler import LambdaLR
 
-from samora_monai.handlers.nan_guard import NanGuard
-from samora_monai.handlers.progress import Progress
+from samora_monai.errors import InputError
+from samora_monai.handlers.progress import Progress, loss_of
 from samora_monai.handlers.tensorboard import TensorBoard
-from samora_monai.handlers.validation import EpochValidation
+
+INTERVAL = 100  # steps between two readings of the losses on a GPU, which are also read at the end of an epoch
 
 
+@dataclass(eq=False)
 class TrainingHandlers:
     """Trainer handler that attaches, in this order:
 
@@ -25,25 +30,21 @@ class TrainingHandlers:
     - `NanGuard` and `Progress`;
     - the epoch of the loss function, if it has `set_epoch` (`HierarchicalLoss`);
     - `TensorBoardStatsHandler`, the loss as `train_loss`, on rank 0;
-    - `EpochValidation`.
+    - the validation, every `val_interval` epochs and, unlike MONAI's `ValidationHandler`, after the last one: it saves
+      the best model, so that every training leaves one.
 
     The trainer has `decollate=False`. Its output becomes a list with one dict for the whole batch, in which
     `from_engine(["loss"], first=True)` finds the loss, as MONAI's MLflow settings expect.
 
     Args:
-        lr_scheduler: stepped after every iteration.
         validator: the evaluator; None for a training without validation (a site of a federation).
         val_interval: epochs from one validation to the next.
-        tensorboard: where the loss is written.
     """
 
-    def __init__(
-        self, lr_scheduler: LambdaLR, validator: Evaluator | None, val_interval: int, tensorboard: TensorBoard
-    ) -> None:
-        self.lr_scheduler = lr_scheduler
-        self.validator = validator
-        self.val_interval = val_interval
-        self.tensorboard = tensorboard
+    lr_scheduler: LambdaLR
+    validator: Evaluator | None
+    val_interval: int
+    tensorboard: TensorBoard
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Attach them to `engine`, a trainer with `decollate=False`."""
@@ -59,7 +60,12 @@ class TrainingHandlers:
                 output_transform=from_engine([Keys.LOSS], first=True),
             ).attach(engine)
         if self.validator is not None:
-            EpochValidation(self.val_interval, self.validator).attach(engine)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate, self.validator)
+
+    def _validate(self, engine: SupervisedTrainer, validator: Evaluator) -> None:
+        epoch = engine.state.epoch
+        if epoch % self.val_interval == 0 or epoch == engine.state.max_epochs:
+            validator.run(epoch)
 
 
 def _list_output(engine: SupervisedTrainer) -> None:
@@ -69,3 +75,33 @@ def _list_output(engine: SupervisedTrainer) -> None:
 def _set_loss_epoch(engine: SupervisedTrainer) -> None:
     if set_epoch := getattr(engine.loss_function, "set_epoch", None):
         set_epoch(engine.state.epoch - 1)  # Ignite counts from 1
+
+
+class NanGuard:
+    """Trainer handler that stops the training when the loss is NaN or infinite, on every rank.
+
+    Differs from Ignite's `TerminateOnNan` in: the run fails with a remedy, before a validation can take such a network
+    for the best; the host does not wait for a GPU in every step.
+    """
+
+    def __init__(self) -> None:
+        self.unread: list[torch.Tensor] = []  # the losses of the last steps
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Check the losses of `engine`, the trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._completed)
+
+    def _completed(self, engine: SupervisedTrainer) -> None:
+        loss = loss_of(engine)
+        self.unread.append(loss)
+        epoch_ends = engine.state.iteration % engine.state.epoch_length == 0
+        if loss.device.type != "cpu" and len(self.unread) < INTERVAL and not epoch_ends:
+            return
+        losses = torch.stack(self.unread).tolist()
+        self.unread.clear()
+        for step, loss in enumerate(losses, engine.state.iteration + 1 - len(losses)):
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss became {loss} in step {step} (epoch {engine.state.epoch}); "
+                    "start again with a lower --learning_rate or a longer --warmup"
+                )

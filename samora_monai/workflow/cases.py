@@ -1,15 +1,15 @@
 """The cases of a run, and the settings of the model that it trains.
 
 MONAI Label overrides `train::dataset::data` and `validate::dataset::data` with lists of the studies that have a label,
-and means that the model it serves continues to train. There is no `dataset_dir` then: the model's own settings state
-its classes and its network, and its file holds every weight.
+and expects the model that it serves to be trained further. There is no `dataset_dir` then: the model's own settings
+state its classes and its network, and its file holds every weight.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from samora_monai.checkpoints.model_settings import ModelSettings, read_model_settings
@@ -20,39 +20,31 @@ from samora_monai.data.scans import absolute
 from samora_monai.errors import InputError
 
 _GIVEN = "the lists of scans that were given"
+Scans = Sequence[Mapping[str, str]]  # {"image": path, "label": path} each
 
 
 @dataclass(frozen=True)
 class RunCases(Cases):
-    """The cases of a run.
-
-    Args:
-        model_file: a trained model to continue with; None starts from SAM.
-    """
+    """The cases of a run, and the trained model that it continues; None starts from SAM."""
 
     model_file: str | None = None
 
 
 def resolve_cases(
-    data_set: DataSet,
-    training: Sequence[Mapping[str, str]],
-    validation: Sequence[Mapping[str, str]],
-    model_file: str | os.PathLike[str],
+    data_set: DataSet, training: Scans, validation: Scans, model_file: str | os.PathLike[str]
 ) -> RunCases:
-    """Resolve the cases of a run: those of a data set, or lists of scans that were given in its place.
+    """Return the cases of a data set, or lists of scans that were given in its place.
 
     Args:
-        data_set: the data set; it is read by now unless both lists were given in its place.
-        training: `train::dataset::data`.
-        validation: `validate::dataset::data`.
-        model_file: the bundle's model; given lists continue with it, if it exists.
+        data_set: the data set; it has been read by now unless both lists were given in its place.
+        training, validation: the content of `train::dataset::data` and `validate::dataset::data`.
+        model_file: the bundle's model; a run on given lists continues with it, if it exists.
 
     Raises:
-        MissingFileError: a listed file is missing, or the model has no settings beside it.
-        InputError: a given list is empty or has an entry without image or label; a scan is in both.
+        MissingFileError, InputError: as `given_cases`; the model has no settings beside it.
     """
     if data_set.is_read:
-        return RunCases(**{field.name: getattr(data_set.cases, field.name) for field in fields(Cases)})
+        return RunCases(**vars(data_set.cases))
     given = given_cases(training, validation)
     model = read_model_settings(model_file) if os.path.isfile(model_file) else None
     return RunCases(
@@ -66,10 +58,8 @@ def resolve_cases(
     )
 
 
-def given_cases(
-    training: Sequence[Mapping[str, str]], validation: Sequence[Mapping[str, str]]
-) -> dict[str, tuple[dict[str, str], ...]]:
-    """Check two lists of `{"image": path, "label": path}`, and make their paths absolute.
+def given_cases(training: Scans, validation: Scans) -> dict[str, tuple[dict[str, str], ...]]:
+    """Check two lists of scans, and make their paths absolute.
 
     Raises:
         MissingFileError: a listed file is missing.
@@ -94,12 +84,10 @@ def given_cases(
 def model_to_train(
     cases: RunCases, network: Mapping[str, Any], scaling: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> ModelSettings:
-    """The settings of the model that a run trains: those of the model that it continues, or the given ones.
+    """Return the settings of the model that a run continues, or the given ones.
 
     Args:
-        cases: the cases of the run, which may name the classes.
-        network: fields of `SegmenterConfig`.
-        scaling: fields of `ScanScaling`.
+        network, scaling: fields of `SegmenterConfig` and of `ScanScaling`.
         classes: `num_classes` and `class_names`, see `resolve_class_names`.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -28,27 +29,22 @@ def install_error_hook() -> None:
     The exit code stays 1, and every other exception keeps its traceback. Error records that an engine logs while such
     an exception is handled are dropped. A second call changes nothing.
     """
-    if not isinstance(sys.excepthook, _Hook):
-        sys.excepthook = _Hook(sys.excepthook)
-    get_logger(STATS_LOGGER)  # made by MONAI, which gives a logger its stdout handler only when it makes it
+    if getattr(sys.excepthook, "func", None) is not _report:
+        sys.excepthook = partial(_report, sys.excepthook)
+    get_logger(STATS_LOGGER)  # MONAI gives a logger its stdout handler only when it creates the logger
     for name in LOGGERS:  # they log an exception before it reaches the hook
         logging.getLogger(name).addFilter(is_no_mistake)
 
 
-class _Hook:
-    def __init__(self, otherwise: Callable[..., Any]) -> None:
-        self.otherwise = otherwise
-
-    def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        message = user_message(error)
-        if message is None:
-            self.otherwise(kind, error, traceback)
-        else:
-            sys.stdout.flush()
-            print(f"error: {message}", file=sys.stderr, flush=True)
+def _report(otherwise: Callable[..., Any], kind: type, error: BaseException, traceback: TracebackType | None) -> None:
+    if (message := user_message(error)) is None:
+        otherwise(kind, error, traceback)
+    else:
+        sys.stdout.flush()
+        print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def is_no_mistake(record: logging.LogRecord) -> bool:
     """Logging filter that drops error records while an InputError is handled."""
-    # the exception is looked up, since Ignite logs "run is terminating due to exception" without exc_info
+    # Ignite logs "run is terminating due to exception" without exc_info
     return record.levelno < logging.ERROR or user_message(sys.exc_info()[1]) is None

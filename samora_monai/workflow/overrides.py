@@ -23,6 +23,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
+from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -30,19 +31,15 @@ logger = logging.getLogger(__name__)
 SEPARATOR = ReferenceResolver.sep
 # the settings of `monai.bundle run` itself
 RUN_ARGUMENTS = {name for call in (run, create_workflow, ConfigWorkflow) for name in inspect.signature(call).parameters}
-# the ids that it evaluates
-ROOTS = {"run_id": "run", "init_id": "initialize", "final_id": "finalize"}
+ROOTS = {"run_id": "run", "init_id": "initialize", "final_id": "finalize"}  # the ids that it evaluates
 
 
 def check_overrides() -> None:
-    """Check the settings that this process was started with against its config files.
-
-    Does nothing unless the process is `python -m monai.bundle run ...`. An id must exist; below a component or a list,
-    only its parent must exist, and the component must accept the argument. Settings that the workflow does not use are
-    logged.
+    """Check the settings of `python -m monai.bundle run ...` against its config files; log those without effect.
 
     Raises:
-        InputError: a setting is unknown, or its value has the wrong type; names the nearest known setting.
+        InputError: a setting is neither an id of the config nor an argument of a component (names the nearest known
+            one), or its value has the wrong type.
     """
     if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2] != ["run"]:
         return
@@ -51,23 +48,20 @@ def check_overrides() -> None:
         given = {**ConfigParser.load_config_file(given["args_file"]), **given}
     if given.get("config_file") is None:
         return
-    files = ensure_tuple(given["config_file"])
+    files = ", ".join(map(str, ensure_tuple(given["config_file"])))
     tracking = _tracking_settings(given.get("tracking"))
-    config = ConfigParser.load_config_files(files) | tracking
-    where = ", ".join(map(str, files))
-    settings = {ReferenceResolver.normalize_id(key): value for key, value in given.items()}
-    settings = {name: value for name, value in settings.items() if name not in RUN_ARGUMENTS}
+    config = ConfigParser(ConfigParser.load_config_files(given["config_file"]) | tracking)
+    settings = {ReferenceResolver.normalize_id(key): given[key] for key in given if key not in RUN_ARGUMENTS}
     for name, value in settings.items():
-        _check_id(name, config, where)
-        _check_spelling(name, value)
-        _check_number(name, value, config)
+        _check_id(name, config, files)
+        _check_value(name, value, config.get(name))
     ids = [given.get(key, default) for key, default in ROOTS.items()]
     # a bundle's commands always name bundle_root; MONAI's tracking refers to its own settings
     silent = {"bundle_root", ConfigParser.meta_key, *tracking}
     settings = {name: value for name, value in settings.items() if name.split(SEPARATOR)[0] not in silent}
     if os.environ.get("RANK", "0") == "0":
         for name in settings_without_effect(config, settings, ids):
-            logger.warning(f"--{name} has no effect in '{ids[0]}'")
+            logger.warning(f"--{name} has no effect in '{ids[0]}'{_of_the_model(name, config)}")
 
 
 def given_settings(arguments: Sequence[str]) -> dict[str, Any]:
@@ -87,15 +81,9 @@ def given_settings(arguments: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def settings_without_effect(config: dict[str, Any], settings: dict[str, Any], ids: Collection[str]) -> list[str]:
-    """Return the settings that none of the references which start at `ids` lead to.
-
-    Args:
-        config: the content of the config files.
-        settings: overrides of the config.
-        ids: where evaluation starts, e.g. `("training", "initialize", "finalize")`.
-    """
-    parser = ConfigParser(deepcopy(config))
+def settings_without_effect(config: ConfigParser, settings: dict[str, Any], ids: Collection[str]) -> list[str]:
+    """Return the overrides `settings` of `config` that no chain of references from `ids` leads to."""
+    parser = ConfigParser(deepcopy(config.get()))
     parser.update(settings)
     macros = [value[1:] for id in _ids(parser.config) if (value := str(parser[id])).startswith("%")]
     parser.resolve_macro_and_relative_ids()
@@ -105,57 +93,45 @@ def settings_without_effect(config: dict[str, Any], settings: dict[str, Any], id
         if id in parser and id not in reached:
             reached.add(id)
             waiting += ReferenceResolver.find_refs_in_config(parser[id], id)
-    return [name for name in settings if not any(_overlap(name, id) for id in reached)]
+    return [name for name in settings if not any(_contains(name, id) or _contains(id, name) for id in reached)]
 
 
-def _overlap(one: str, other: str) -> bool:
-    # whether one id is the other, or is within it
-    a, b = one.split(SEPARATOR), other.split(SEPARATOR)
-    return all(x == y for x, y in zip(a, b, strict=False))
+def _contains(outer: str, inner: str) -> bool:
+    return f"{inner}{SEPARATOR}".startswith(f"{outer}{SEPARATOR}")
 
 
 def _tracking_settings(tracking: Any) -> dict[str, Any]:
     # the top-level ids that `--tracking` adds to the config, all open to overrides
     if tracking is None:
         return {}
-    built_in: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
-    named = isinstance(tracking, str) and tracking in built_in
-    if named:
+    settings: Any = DEFAULT_EXP_MGMT_SETTINGS.get(str(tracking))
+    if settings is None:
+        settings = ConfigParser.load_config_files(tracking)
+    else:
         require_mlflow()
-    settings = built_in[tracking] if named else ConfigParser.load_config_files(tracking)
     return settings["configs"]
 
 
 def require_mlflow() -> None:
-    """Check that MLflow is installed.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Check that MLflow is installed; an `InputError` names the package to install."""
     if find_spec("mlflow") is None:
         raise InputError("'--tracking mlflow' needs MLflow, which is not installed; pip install 'samora_monai[track]'")
 
 
-def _check_id(name: str, config: dict[str, Any], where: str) -> None:
-    *parents, last = name.split(SEPARATOR)
-    if name.startswith(ConfigParser.meta_key):
+def _check_id(name: str, config: ConfigParser, where: str) -> None:
+    parent = name  # or else the nearest id above it that exists; "" is the whole config
+    while parent not in config:
+        parent = parent.rpartition(SEPARATOR)[0]
+    node = config[parent]
+    if parent == name or name.startswith(ConfigParser.meta_key):
         return
-    node: Any = config
-    for depth, part in enumerate(parents, 1):
-        if not _has(node, part):
-            break
-        node = node[part] if isinstance(node, dict) else node[int(part)]
-        if not isinstance(node, (dict, list)):
-            raise InputError(
-                f"setting '{name}' does not exist in {where}: "
-                f"'{SEPARATOR.join(parents[:depth])}' is the value {node!r}, override that"
-            )
-    else:
-        if _has(node, last):
-            return
-        if parents and isinstance(node, dict):
-            return _check_argument(name, last, node)
-    raise InputError(f"unknown setting '{name}' in {where}{_did_you_mean(name, _ids(config))}")
+    if not isinstance(node, dict | list):
+        raise InputError(f"setting '{name}' does not exist in {where}: '{parent}' is the value {node!r}, override that")
+    argument = name.removeprefix(f"{parent}{SEPARATOR}")
+    if parent and isinstance(node, dict) and SEPARATOR not in argument:
+        return _check_argument(name, argument, node)
+    remedy = _of_the_model(name, config) or _did_you_mean(name, _ids(config.get()))
+    raise InputError(f"unknown setting '{name}' in {where}{remedy}")
 
 
 def _check_argument(name: str, argument: str, component: dict[str, Any]) -> None:
@@ -174,22 +150,23 @@ def _check_argument(name: str, argument: str, component: dict[str, Any]) -> None
         raise InputError(f"unknown setting '{name}': {call.__name__} has no argument '{argument}'{hint}")
 
 
-def _check_spelling(name: str, value: Any) -> None:
+def _check_value(name: str, value: Any, default: Any) -> None:
     # fire reads Python's literals; it takes YAML's for text, which is true in any condition
     python = {"true": "True", "false": "False", "null": "None"}
     text = str(value)
     if text in python and (SEPARATOR in name or text == "null"):
         raise InputError(f"'--{name} {text}' would be read as the text '{text}'; write --{name} {python[text]}")
-
-
-def _check_number(name: str, value: Any, config: dict[str, Any]) -> None:
-    numeric = isinstance(config.get(name), (int, float)) and not isinstance(config[name], bool)
+    numeric = isinstance(default, int | float) and not isinstance(default, bool)
     if numeric and isinstance(value, str) and not value.startswith(("$", "@", "%")):
-        raise InputError(f"'--{name}' must be a number, got {value!r}; the config has {config[name]}")
+        raise InputError(f"'--{name}' must be a number, got {value!r}; the config has {default}")
 
 
-def _has(node: dict[str, Any] | list[Any], part: str) -> bool:
-    return part in node if isinstance(node, dict) else part.isdigit() and int(part) < len(node)
+def _of_the_model(name: str, config: ConfigParser) -> str:
+    # the remedy where a field of the model is given while the config reads the model from its file, else ""
+    model = config.get("model")
+    reads = isinstance(model, dict) and str(model.get("_target_")).endswith(".read_model_settings")
+    of_the_model = reads and name in ModelSettings().as_dict()
+    return f"; it belongs to the trained model, override it with --model::{name} VALUE" if of_the_model else ""
 
 
 def _did_you_mean(name: str, known: Sequence[str], otherwise: str = "see the top of that file for the settings") -> str:

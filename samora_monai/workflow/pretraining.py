@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from samora_monai.workflow.startup import start
 def start_pretraining(
     scans: UnlabeledScans,
     modality: str,
-    output_dir: str | os.PathLike[str],
+    output_dir: str,
     *,
     device: torch.device | str,
     distributed: bool | str,
@@ -31,16 +30,9 @@ def start_pretraining(
 ) -> None:
     """Start a pretraining: `start`, then checks of its settings, then seeds equal in all processes.
 
-    Args:
-        scans: some of them must be held out, since the weights with the lowest loss on them are kept.
-        modality: must be that of the datalist, if it states one.
-        output_dir: must be writable.
-        device, distributed: see `start`.
-        seed: of the initial weights; `LastCheckpoint` derives the seeds of epochs from it.
-        settings: tunables by their names, see `check_run_settings`.
-
     Raises:
-        InputError: a check failed.
+        InputError: no scan is held out; another modality than that of the datalist; `output_dir` is not writable; one
+            of `settings` is out of range, see `check_run_settings`.
     """
     start(device, distributed)
     check_run_settings(seed=seed, **settings)
@@ -55,11 +47,7 @@ def start_pretraining(
 
 
 def check_not_given(**settings: Any) -> None:
-    """Check that settings of the expert, which the config of its teacher sets to None, were not given.
-
-    Raises:
-        InputError: one was.
-    """
+    """Raise an `InputError` for a setting of the expert that was given to its teacher, whose config has None there."""
     for name, value in settings.items():
         if value is not None:
             raise InputError(f"--{name} {value} has no meaning for a teacher; leave it out")
@@ -71,22 +59,22 @@ class PretrainingEvaluator(SupervisedEvaluator):
     Does not decollate. Computes in bfloat16 under amp.
 
     Args:
-        loss_function: of the prediction and the label; where there is no label, of the prediction and the image.
-        device: where it computes.
-        amp: true or false, also as text.
-        settings: of `SupervisedEvaluator`; they take precedence.
+        loss_function: of the prediction and the label; without a label, of the prediction and the image.
+        settings: of `SupervisedEvaluator`.
     """
 
     def __init__(
         self, loss_function: Callable, device: torch.device | str, amp: bool | str = False, **settings: Any
     ) -> None:
-        defaults: dict[str, Any] = {
-            "key_val_metric": {"val_loss": Loss(loss_function, output_transform=_pred_and_target, device=device)},
-            "metric_cmp_fn": operator.lt,
-            "amp_kwargs": {"dtype": torch.bfloat16},
-            "decollate": False,
-        }
-        super().__init__(device=torch.device(device), amp=flag(amp, "amp"), **(defaults | settings))
+        super().__init__(
+            device=torch.device(device),
+            amp=flag(amp, "amp"),
+            key_val_metric={"val_loss": Loss(loss_function, output_transform=_pred_and_target, device=device)},
+            metric_cmp_fn=operator.lt,
+            amp_kwargs={"dtype": torch.bfloat16},
+            decollate=False,
+            **settings,
+        )
 
 
 def _pred_and_target(output: Mapping[str, Any]) -> tuple[Any, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Several processes in one run: their device, share of the work, process group and seeds."""
+"""Several processes in one run: their device, share of the work, and process group."""
 
 from __future__ import annotations
 
@@ -26,27 +26,23 @@ def own_device() -> torch.device:
 
 
 def own_share() -> tuple[int, int]:
-    """Return RANK and WORLD_SIZE, which torchrun or a job script sets.
-
-    Raises:
-        InputError: one is missing, not a whole number or out of range.
-    """
-    given = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
-    if not all(value.isdecimal() for value in given) or int(given[0]) >= int(given[1]):
+    """Return RANK and WORLD_SIZE, which torchrun or a job script sets; raise an `InputError` if they are no share."""
+    rank, processes = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    if not (rank.isdecimal() and processes.isdecimal() and int(rank) < int(processes)):
         raise InputError(
-            f"expected RANK from 0 to WORLD_SIZE - 1 in the environment, got RANK={given[0]!r} "
-            f"WORLD_SIZE={given[1]!r}; start with torchrun, or set both in the job script"
+            f"expected RANK from 0 to WORLD_SIZE - 1 in the environment, got RANK={rank!r} WORLD_SIZE={processes!r}; "
+            "start with torchrun, or set both in the job script"
         )
-    return int(given[0]), int(given[1])
+    return int(rank), int(processes)
 
 
 def join_processes(distributed: bool | str = True) -> None:
     """Join the process group of this run: nccl where there are GPUs, gloo elsewhere.
 
     Args:
-        distributed: False joins nothing. `"launched"` joins the processes of torchrun, only so that a process which has
-            finished waits for the others (torchrun ends a node's processes when another node has finished); a process
-            that torchrun did not start, as in a job array, joins nothing.
+        distributed: False joins nothing. `"launched"` joins the processes of torchrun only so that a finished process
+            waits for the others (torchrun ends a node's processes when another node has finished); a process that
+            torchrun did not start, as in a job array, joins nothing.
 
     Raises:
         InputError: `distributed` is neither true, false nor `"launched"`.
@@ -54,14 +50,15 @@ def join_processes(distributed: bool | str = True) -> None:
     launched = distributed == "launched"
     if not launched and not flag(distributed, "distributed"):
         return
-    if torch.cuda.is_available():
+    gpu = torch.cuda.is_available()
+    if gpu:
         torch.cuda.set_device(own_device())
     if dist.is_initialized() or (launched and not dist.is_torchelastic_launched()):
         return
     if launched:
         dist.init_process_group("gloo", timeout=PATIENCE)
     else:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if gpu else "gloo")
 
 
 def leave_process_group() -> None:
@@ -73,8 +70,7 @@ def leave_process_group() -> None:
 def wrap(network: nn.Module, device: torch.device) -> nn.Module:
     """Wrap a network for training in several processes; on GPUs its batch norms use the batches of all of them.
 
-    Not `ignite.distributed.auto_model`: it moves a network to the GPU on every machine that has one, whatever `device`
-    is.
+    `ignite.distributed.auto_model` would move it to a GPU whenever there is one, whatever `device` is.
     """
     if torch.device(device).type != "cuda":
         return nn.parallel.DistributedDataParallel(network)
@@ -85,19 +81,12 @@ def wrap(network: nn.Module, device: torch.device) -> nn.Module:
 def shared_sampler(dataset: Dataset, even_divisible: bool, shuffle: bool, items: str = "slices") -> DistributedSampler:
     """Return MONAI's `DistributedSampler`, which gives each process its share of the dataset.
 
-    Args:
-        dataset: the dataset to share.
-        even_divisible: repeat a few items so that all shares have the same length.
-        shuffle: draw another order in each epoch.
-        items: the plural noun for what the dataset holds, for the message.
-
     Raises:
-        InputError: there are fewer items than processes.
+        InputError: there are fewer items than processes; `items` is the plural noun for what the dataset holds.
     """
     count: int = len(dataset)  # type: ignore[arg-type]
-    if count < idist.get_world_size():
+    if count < (processes := idist.get_world_size()):
         raise InputError(
-            f"{idist.get_world_size()} processes cannot share {count} {items}; "
-            "start fewer with --nproc_per_node or give more"
+            f"{processes} processes cannot share {count} {items}; start fewer with --nproc_per_node or give more"
         )
     return DistributedSampler(dataset, even_divisible=even_divisible, shuffle=shuffle)

@@ -1,11 +1,4 @@
-"""The start of a run: the first expressions of every bundle's `initialize`.
-
-imports:
-- $import samora_monai
-initialize:
-- $samora_monai.workflow.start(@device, @distributed)
-- $samora_monai.workflow.check_run_settings(epochs=@epochs, batch_size=@batch_size)
-"""
+"""The start of a run: the first expression of every bundle's `initialize`."""
 
 from __future__ import annotations
 
@@ -21,31 +14,27 @@ from samora_monai.workflow.error_hook import install_error_hook
 from samora_monai.workflow.overrides import check_overrides
 from samora_monai.workflow.processes import join_processes
 
-# Warnings about code of MONAI that neither a user nor a config can change
+# Warnings about other packages that neither a user nor a config can change, and what raises them
 THIRD_PARTY_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
-    # monai.engines.Trainer.run with amp
-    (FutureWarning, r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated"),
-    # monai.metrics.compute_hausdorff_distance, about its own call
-    (FutureWarning, r".*get_mask_edges:always_return_as_numpy"),
-    # monai.transforms.RandHistogramShift, of a slice that shows air alone
-    (UserWarning, r"The image's intensity is a single value"),
-    # torch, when the scaler of float16 training skips its first step, as it is meant to
-    (UserWarning, r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`"),
+    (FutureWarning, r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated"),  # monai.engines.Trainer
+    (FutureWarning, r".*get_mask_edges:always_return_as_numpy"),  # monai.metrics.compute_hausdorff_distance
+    (
+        UserWarning,
+        r"The image's intensity is a single value",
+    ),  # monai.transforms.RandHistogramShift, of air
+    (UserWarning, r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`"),  # float16's first step
 )
 
 
-def start(device: torch.device | str | None = None, distributed: bool | str = False) -> None:
+def start(device: torch.device | str, distributed: bool | str = False) -> None:
     """Prepare this process for a run, so that it reports a user's mistake in one line.
 
     Installs the error hook, hides warnings that no user can act on, keeps stdout from failing on file names that are
-    not UTF-8, checks the overrides of the command line and the device, and joins the other processes.
-
-    Args:
-        device: where the run computes; None checks none.
-        distributed: see `join_processes`.
+    not UTF-8, checks the overrides of the command line and the device, and joins the other processes
+    (`join_processes`).
 
     Raises:
-        InputError: the command line has a setting that no config has; the device cannot be used.
+        InputError: see `check_overrides`; the device cannot be used.
     """
     install_error_hook()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -54,19 +43,9 @@ def start(device: torch.device | str | None = None, distributed: bool | str = Fa
         warnings.filterwarnings("ignore", message=message, category=category)
     logging.getLogger("monai.bundle.scripts").setLevel(logging.WARNING)  # repeats the command's arguments
     check_overrides()
-    if device is not None:
-        check_device(device)
-    join_processes(distributed)
-
-
-def check_device(device: torch.device | str) -> None:
-    """Check that a tensor can be made on the device.
-
-    Raises:
-        InputError: it cannot.
-    """
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"device '{device}' cannot be used ({reason}); give --device cpu, or another") from error
+    join_processes(distributed)

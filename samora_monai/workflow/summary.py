@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Sized
-from typing import TYPE_CHECKING
+from typing import Any
 
 import ignite.distributed as idist
 import monai
@@ -13,13 +13,10 @@ import torch
 from torch import nn
 
 from samora_monai import __version__
+from samora_monai.checkpoints import ModelSettings
+from samora_monai.data import SliceDataset, UnlabeledScans
+from samora_monai.data.datalist import Cases
 from samora_monai.settings import flag
-
-if TYPE_CHECKING:
-    from samora_monai.checkpoints.model_settings import ModelSettings
-    from samora_monai.data.datalist import Cases
-    from samora_monai.data.slices import SliceDataset
-    from samora_monai.data.unlabeled import UnlabeledScans
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +38,8 @@ def print_summary(
 
     Args:
         network: the network, not its DistributedDataParallel wrapper; `describe() -> str` is its line, if it has one.
-        device: where it trains.
-        cases: where the scans come from.
-        model: the names of the classes and the size of the network's input.
         batch_size: slices per step and process.
-        amp: whether activations are half precision.
-        dataset: the slices of the training scans.
-        validation: the validation scans.
+        dataset, validation: the slices of the training scans, and the validation scans.
     """
     if idist.get_rank() > 0:
         return
@@ -57,7 +49,7 @@ def print_summary(
         ("scans", f"{len(cases.training)} training ({slices}), {len(validation)} validation"),
         ("classes", ", ".join(f"{i} {name}" for i, name in enumerate(model.class_names))),
     ]
-    _log(device, rows + _network_rows(network, batch_size, model.network.image_size, flag(amp), dataset))
+    _log(rows, network, device, batch_size, model.network.image_size, amp, dataset)
 
 
 def print_pretraining_summary(
@@ -74,10 +66,7 @@ def print_pretraining_summary(
     """Log the summary of a training on unlabelled scans: files by format, and files left out. Rank 0 only.
 
     Args:
-        network, device, batch_size, amp: as in `print_summary`.
-        scans: the files that were found.
-        image_size: side of the network's input in pixels.
-        dataset, held_out: their slices.
+        dataset, held_out: the slices of the scans that train and of those that are held out.
         teacher: one line about the teacher, if there is one.
     """
     if idist.get_rank() > 0:
@@ -93,45 +82,50 @@ def print_pretraining_summary(
         rows.append((name, f"{slices.num_volumes} scans, {len(slices)} slices{left_out}"))
     if teacher is not None:
         rows.append(("teacher", teacher))
-    _log(device, rows + _network_rows(network, batch_size, image_size, flag(amp), dataset))
+    _log(rows, network, device, batch_size, image_size, amp, dataset)
 
 
-def _network_rows(
-    network: nn.Module, batch_size: int, image_size: int, amp: bool, dataset: SliceDataset
-) -> list[tuple[str, str]]:
+def _log(
+    rows: list[tuple[str, str]],
+    network: nn.Module,
+    device: torch.device | str,
+    batch_size: int,
+    image_size: int,
+    amp: bool | str,
+    dataset: SliceDataset,
+) -> None:
+    """Log `rows` between those of the device and those of the network."""
+    processes = f" x {idist.get_world_size()} processes" if idist.get_world_size() > 1 else ""
     trainable, total = count_parameters(network)
-    return [
-        ("network", _describe(network)),
-        ("parameters", f"{_millions(trainable)} of {_millions(total)} train ({trainable / total:.1%})"),
-        ("memory", _memory(network, batch_size, image_size, amp, dataset)),
-    ]
-
-
-def _log(device: torch.device | str, rows: list[tuple[str, str]]) -> None:
-    ranks = f" x {idist.get_world_size()} processes" if idist.get_world_size() > 1 else ""
-    head = [
-        ("device", _device(torch.device(device)) + ranks),
+    describe: Any = getattr(network, "describe", None)
+    parts = training_bytes(network, batch_size, image_size, flag(amp))
+    about = "about" if "activations" in parts else "activations and"
+    memory = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
+    memory = f"{about} {_gigabytes(sum(parts.values()))} for training ({memory})"
+    for name, text in (
+        ("device", _device(torch.device(device)) + processes),
         ("versions", f"samora_monai {__version__}, monai {monai.__version__}, torch {torch.__version__}"),
-    ]
-    for name, text in head + rows:
+        *rows,
+        ("network", describe() if callable(describe) else type(network).__name__),
+        ("parameters", f"{_millions(trainable)} of {_millions(total)} train ({trainable / total:.1%})"),
+        ("memory", f"{memory}; {_gigabytes(dataset.nbytes)} of RAM for the slices"),
+    ):
         logger.info(f"{name:<11} {text}")
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
     """Return the number of trainable values and the number of all values."""
-    counts = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
+    parameters = list(network.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
 def training_bytes(network: nn.Module, batch_size: int, image_size: int, amp: bool) -> dict[str, float]:
     """Estimate the memory of a training step by part: `weights`, `training` (gradients and AdamW), `activations`.
 
-    A weight takes 4 bytes; a trainable one 12 more, for its gradient and AdamW's two moments. Activations kept for the
-    backward pass are estimated as 1.5 tensors of the size of each matrix's output, over all tokens of 16 x 16 pixels:
-    the matrix's input and the norm, GELU or residual around it. Frozen matrices count too, since gradients pass through
-    them. On this package's networks, autograd keeps 0.6 to 1.2 times the estimate. The framework's own memory and the
-    savings of gradient checkpointing are not counted. Without `activations` where most trainable weights belong to
-    convolutions, whose outputs depend on their strides.
+    A weight takes 4 bytes; a trainable one 12 more, for its gradient and AdamW's two moments. Activations: 1.5 tensors
+    of the size of each matrix's output, frozen or not, over all tokens of 16 x 16 pixels (autograd keeps 0.6 to 1.2
+    times that); left out where most trainable weights belong to convolutions, whose outputs depend on their strides.
+    The framework's own memory and the savings of gradient checkpointing are not counted.
     """
     trainable, total = count_parameters(network)
     tokens = batch_size * (image_size // PATCH) ** 2
@@ -142,24 +136,11 @@ def training_bytes(network: nn.Module, batch_size: int, image_size: int, amp: bo
     return known if 2 * convolutions > trainable else known | {"activations": activations}
 
 
-def _describe(network: nn.Module) -> str:
-    describe = getattr(network, "describe", None)
-    return describe() if callable(describe) else type(network).__name__
-
-
 def _device(device: torch.device) -> str:
     if device.type != "cuda":
         return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
     properties = torch.cuda.get_device_properties(device)
     return f"{device} ({properties.name}, {properties.total_memory / GB:.0f} GB)"
-
-
-def _memory(network: nn.Module, batch_size: int, image_size: int, amp: bool, dataset: SliceDataset) -> str:
-    parts = training_bytes(network, batch_size, image_size, amp)
-    text = "about" if "activations" in parts else "activations and"
-    text += f" {_gigabytes(sum(parts.values()))} for training ("
-    text += ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items()) + ")"
-    return f"{text}; {_gigabytes(dataset.nbytes)} of RAM for the slices"
 
 
 def _gigabytes(size: float) -> str:

@@ -16,7 +16,7 @@ from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler, from_
 from monai.transforms import AsDiscreted, Compose, RandGaussianNoised
 from monai.utils import set_determinism
 
-from samora_monai.handlers.checkpoint import BestCheckpoint, LastCheckpoint
+from samora_monai.handlers import BestCheckpoint, LastCheckpoint
 from samora_monai.handlers.progress import Progress, ValidationLog
 from samora_monai.losses import SegmentationLoss
 from samora_monai.schedules import WarmupPolyLR

@@ -9,14 +9,14 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from samora_monai.handlers.nan_guard import NanGuard
+from samora_monai.handlers.training import NanGuard
 from tests.tiny import refused
 
 
-def trainer_with(losses: list[Any], interval: int = 100) -> Engine:
+def trainer_with(losses: list[Any]) -> Engine:
     """An engine that returns these losses, one per step, in epochs of five steps."""
     trainer = Engine(lambda engine, batch: [{"loss": losses[engine.state.iteration - 1]}])
-    NanGuard(interval).attach(trainer)  # type: ignore[arg-type]
+    NanGuard().attach(trainer)  # type: ignore[arg-type]
     return trainer
 
 
@@ -60,7 +60,8 @@ def test_losses_of_a_gpu_are_read_together(monkeypatch, bad_step: int | None, re
     """Every three steps and at the end of an epoch of five, and the step is right all the same."""
     values = [math.nan if step == bad_step else 1.0 for step in range(1, 21)]
     monkeypatch.setattr(OnGpu, "reads", 0)
-    trainer = trainer_with([torch.tensor(value).as_subclass(OnGpu) for value in values], interval=3)
+    monkeypatch.setattr("samora_monai.handlers.training.INTERVAL", 3)
+    trainer = trainer_with([torch.tensor(value).as_subclass(OnGpu) for value in values])
     if bad_step is None:
         trainer.run([0] * 5, max_epochs=4)
     else:

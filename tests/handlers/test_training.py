@@ -19,13 +19,15 @@ from samora_monai.losses import HierarchicalLoss, second_stage_weight
 from tests.handlers.conftest import build_run
 
 
-def run_with_training_handlers(folder: Path, epochs: int = 3, validate: bool = True, rank: int = 0) -> SimpleNamespace:
-    """The tiny training with `TrainingHandlers`, validated in epoch 2 and in the last one."""
+def run_with_training_handlers(
+    folder: Path, epochs: int = 3, validate: bool = True, val_interval: int = 2
+) -> SimpleNamespace:
+    """The tiny training with `TrainingHandlers`, validated by default in epoch 2 and in the last one."""
     run = build_run(folder, epochs, decollate=False, handlers=False)
     run.tensorboard = TensorBoard(folder / "events")
     ValidationLog(tensorboard=run.tensorboard).attach(run.evaluator)
     validator = run.evaluator if validate else None
-    TrainingHandlers(run.scheduler, validator, val_interval=2, tensorboard=run.tensorboard).attach(run.trainer)
+    TrainingHandlers(run.scheduler, validator, val_interval, run.tensorboard).attach(run.trainer)
     return run
 
 
@@ -71,6 +73,16 @@ def test_other_ranks_write_no_event_file(tmp_path: Path, monkeypatch: pytest.Mon
     run.trainer.run()
     assert not (tmp_path / "events").exists()
     assert run.trainer.state.iteration == 9 and run.evaluator.state.epoch == 3
+
+
+@pytest.mark.parametrize(("interval", "epochs", "expected"), [(2, 5, [2, 4, 5]), (2, 4, [2, 4]), (5, 3, [3])])
+def test_validates_at_every_interval_and_after_the_last_epoch(
+    tmp_path: Path, interval: int, epochs: int, expected: list[int]
+):
+    run, validated = run_with_training_handlers(tmp_path, epochs, val_interval=interval), []
+    run.evaluator.add_event_handler(Events.COMPLETED, lambda engine: validated.append(engine.state.epoch))
+    run.trainer.run()
+    assert validated == expected
 
 
 def test_without_validator_nothing_is_validated(tmp_path: Path):

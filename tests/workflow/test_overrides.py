@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -181,3 +182,28 @@ def test_effect_of_nested_settings_and_of_macros(check, caplog):
     assert effects(check, caplog, "--train::dataset::num_workers", "2", "--workers", "3") == [
         "--workers has no effect in 'training'"
     ]
+
+
+MODEL = {"_target_": "samora_monai.checkpoints.read_model_settings", "checkpoint": "model.pt"}
+
+
+def test_a_field_of_the_trained_model_is_overridden_below_model(check, caplog, tmp_path):
+    """Where the config reads the model from its file, as in inference and evaluation."""
+    overlay = tmp_path / "inference.json"
+    overlay.write_text(json.dumps({"model": MODEL, "run": ["@model"]}))
+    with pytest.raises(InputError) as error:
+        check("--config_file", str(overlay), "--window", "[-160, 240]", workflow="run")
+    remedy = "; it belongs to the trained model, override it with --model::window VALUE"
+    assert str(error.value) == f"unknown setting 'window' in {overlay}{remedy}"
+    overlay.write_text(json.dumps({"model": MODEL, "run": ["@model"], "window": [-125, 275], "epochs": 1}))
+    given = ("--config_file", str(overlay), "--window", "[-160, 240]", "--epochs", "2")
+    assert effects(check, caplog, *given, workflow="run") == [
+        f"--window has no effect in 'run'{remedy}",
+        "--epochs has no effect in 'run'",
+    ]
+    assert effects(check, caplog, "--config_file", str(overlay), "--model::window", "[-160, 240]", workflow="run") == []
+
+
+def test_a_field_of_the_model_is_an_unknown_setting_where_no_model_is_read(check):
+    with pytest.raises(InputError, match=r"unknown setting 'window' in .*; see the top of that file"):
+        check("--window", "[-160, 240]")

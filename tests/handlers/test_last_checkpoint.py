@@ -16,8 +16,7 @@ from monai.transforms import Compose, RandGaussianNoised
 
 from samora_monai.checkpoints.files import write_checkpoint
 from samora_monai.errors import InputError, MissingFileError
-from samora_monai.handlers.checkpoint import LastCheckpoint
-from samora_monai.handlers.epoch_seed import EpochSeed
+from samora_monai.handlers.last_checkpoint import LastCheckpoint, seed_epochs
 from tests.nested import assert_equal
 from tests.tiny import flip_bit
 
@@ -124,7 +123,7 @@ def test_processes_and_epochs_draw_different_numbers(monkeypatch):
     """And the same ones again for the same seed, epoch and process."""
     drawn = {}
     for rank in (0, 1):
-        monkeypatch.setattr("samora_monai.handlers.epoch_seed.idist.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("samora_monai.handlers.last_checkpoint.idist.get_rank", lambda rank=rank: rank)
         for _ in range(2):
             transform = RandGaussianNoised(keys="image", prob=1.0)
             loader = DataLoader(Dataset([{"image": torch.zeros(1, 4)}], Compose([transform])))
@@ -134,7 +133,7 @@ def test_processes_and_epochs_draw_different_numbers(monkeypatch):
                 )
             )
             trainer.data_loader = loader
-            EpochSeed(0).attach(trainer)
+            seed_epochs(trainer, 0)  # type: ignore[arg-type]
             trainer.run(loader, max_epochs=3)
     assert len(drawn) == 6 and all(first == second for first, second in drawn.values())
     values = [value for first, _ in drawn.values() for value in first]
