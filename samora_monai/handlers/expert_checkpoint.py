@@ -16,7 +16,7 @@ from samora_monai.checkpoints import ExpertSettings, base_sha256, save_expert
 from samora_monai.networks import Segmenter
 from samora_monai.pretraining.mae import MAETeacher
 from samora_monai.pretraining.simclr import SimCLRTeacher
-from samora_monai.pretraining.teacher_files import save_teacher
+from samora_monai.pretraining.teacher import save_teacher
 
 
 class PretrainingCheckpoint(ABC):
