@@ -23,7 +23,7 @@ class TwoViewsd(Compose):
         super().__init__(transforms)
         self.keys = ensure_tuple(keys)
 
-    def __call__(self, input_: Mapping[Hashable, Any], *args: Any, **kwargs: Any) -> dict[Hashable, Any]:
+    def __call__(self, input_: Mapping[Hashable, Any], *args: Any, **kwargs: Any) -> dict:  # type: ignore[override]
         """Return the item with both views under its keys; the other arguments are those of `Compose`."""
         views = [super(TwoViewsd, self).__call__(dict(input_), *args, **kwargs) for _ in range(2)]
         return dict(input_) | {key: torch.stack([view[key] for view in views]) for key in self.keys}
