@@ -1,6 +1,7 @@
 """What the two teachers have in common: presets, their input, and teacher files.
 
-from samora_monai.checkpoints.files import LoadReport, Source, check_meta, copy_strictly, read_parts, write_parts
+A teacher file, `{"state_dict": {...}, "meta": "<one JSON string>"}` of kind `"teacher"`, holds a teacher trained on
+the user's scans, and facts about its training.
 """
 
 from __future__ import annotations
