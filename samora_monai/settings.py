@@ -33,7 +33,7 @@ def file_or_none(value: str | None) -> str | None:
     return None if value is None or str(value).lower() in ("", "none", "null") else str(value)
 
 
-def is_whole(value: Any, at_least: int) -> bool:
+def is_whole(value: Any, at_least: float = -math.inf) -> bool:
     """Whether `value` is a whole number (no bool) of at least `at_least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 

@@ -1,7 +1,4 @@
-"""The files that a training leaves: the best model, the best and the last expert, the best teacher.
-
-Differs from MONAI's `CheckpointSaver` in: files are replaced atomically, and have the formats of `checkpoints`.
-"""
+"""Write the best model, expert or teacher, and the last expert; unlike with MONAI's `CheckpointSaver`, atomically."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from samora_monai.settings import check_run_settings
 from samora_monai.workflow.cases import model_to_train, resolve_cases
-from samora_monai.workflow.pretraining import PretrainingEvaluator, check_not_given, start_pretraining
+from samora_monai.workflow.pretraining import PretrainingEvaluator, check_not_given, prepare_pretraining
 from samora_monai.workflow.processes import leave_process_group, own_device, own_share, shared_sampler, wrap
 from samora_monai.workflow.startup import start
 from samora_monai.workflow.summary import print_pretraining_summary, print_summary
@@ -28,12 +28,12 @@ __all__ = [
     "model_to_train",
     "own_device",
     "own_share",
+    "prepare_pretraining",
     "print_pretraining_summary",
     "print_summary",
     "resolve_cases",
     "shared_sampler",
     "start",
-    "start_pretraining",
     "start_teacher",
     "wrap",
 ]

@@ -15,26 +15,17 @@ from monai.utils import set_determinism
 from samora_monai.data import UnlabeledScans, check_modality, check_output_dir
 from samora_monai.errors import InputError
 from samora_monai.settings import check_run_settings, flag
-from samora_monai.workflow.startup import start
 
 
-def start_pretraining(
-    scans: UnlabeledScans,
-    modality: str,
-    output_dir: str,
-    *,
-    device: torch.device | str,
-    distributed: bool | str,
-    seed: int,
-    **settings: Any,
-) -> None:
-    """Start a pretraining: `start`, then checks of its settings, then seeds equal in all processes.
+def prepare_pretraining(scans: UnlabeledScans, modality: str, output_dir: str, seed: int, **settings: Any) -> None:
+    """Check the settings of a pretraining, and seed the initial weights alike in all processes.
+
+    Call it after `start`: a config evaluates `scans` before the call, and the error must be one line.
 
     Raises:
         InputError: no scan is held out; another modality than that of the datalist; `output_dir` is not writable; one
             of `settings` is out of range, see `check_run_settings`.
     """
-    start(device, distributed)
     check_run_settings(seed=seed, **settings)
     if not scans.validation:
         raise InputError(

@@ -30,8 +30,7 @@ def start(device: torch.device | str, distributed: bool | str = False) -> None:
     """Prepare this process for a run, so that it reports a user's mistake in one line.
 
     Installs the error hook, hides warnings that no user can act on, keeps stdout from failing on file names that are
-    not UTF-8, checks the overrides of the command line and the device, and joins the other processes
-    (`join_processes`).
+    not UTF-8, checks the overrides of the command line and the device, and joins the other processes.
 
     Raises:
         InputError: see `check_overrides`; the device cannot be used.
