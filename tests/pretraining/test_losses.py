@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from samora_monai.pretraining.losses import MaskedReconstructionLoss, NTXentLoss
 from samora_monai.pretraining.mae import MAETeacher
-from tests.pretraining.test_mae import SMALL
+from tests.pretraining.small import MAE as SMALL
 from tests.tiny import image, refused
 
 

@@ -18,18 +18,8 @@ from samora_monai.pretraining.mae import (
     patchify,
     sincos_positions,
 )
+from tests.pretraining.small import MAE as SMALL
 from tests.tiny import image, randomise, refused, untouched
-
-SMALL = {
-    "embed_dim": 32,
-    "depth": 2,
-    "num_heads": 4,
-    "decoder_embed_dim": 16,
-    "decoder_depth": 2,
-    "decoder_num_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
 
 
 def small(seed: int = 0, **sizes: int) -> MAETeacher:

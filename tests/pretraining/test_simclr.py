@@ -21,10 +21,10 @@ from torch import nn
 
 from samora_monai.pretraining.simclr import SIMCLR_PRESETS, ContrastivePretraining, SimCLRTeacher
 from samora_monai.pretraining.simclr_checkpoint import RULES, our_names
+from tests.pretraining.small import SIMCLR as SMALL
 from tests.tiny import image, randomise, refused, untouched
 
 GOLDEN = np.load(Path(__file__).parents[1] / "goldens" / "simclr_w1_tf.npz")
-SMALL = {"width": 8, "depths": (2, 1, 1, 1), "image_size": 32}
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 

@@ -14,8 +14,7 @@ from samora_monai.errors import MissingFileError
 from samora_monai.pretraining.mae import MAETeacher
 from samora_monai.pretraining.simclr import SimCLRTeacher
 from samora_monai.pretraining.teacher import Teacher, read_teacher, save_teacher
-from tests.pretraining.test_mae import SMALL as MAE
-from tests.pretraining.test_simclr import SMALL as SIMCLR
+from tests.pretraining.small import MAE, SIMCLR
 from tests.tiny import image, randomise, refused, tiny, untouched
 
 
