@@ -5,22 +5,11 @@ They hold experts, HL-Attn, prompt encoder, mask decoders and pixel statistics: 
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
-from samora_monai import __version__
 from samora_monai.checkpoints.experts import base_sha256
-from samora_monai.checkpoints.files import (
-    FORMAT_VERSION,
-    LoadReport,
-    Source,
-    check_meta,
-    copy_strictly,
-    read_parts,
-    sha256_of,
-    write_checkpoint,
-)
+from samora_monai.checkpoints.files import LoadReport, Source, check_meta, copy_strictly, read_parts, write_parts
 from samora_monai.checkpoints.sam import base_keys, preset_name
 from samora_monai.networks.hl_attn import HLAttn
 from samora_monai.networks.segmenter import Segmenter
@@ -46,31 +35,15 @@ def _made_for(net: Segmenter) -> dict[str, Any]:
 
 
 def save_adapter(net: Segmenter, path: str | os.PathLike[str]) -> None:
-    """Write an adapter file: the weights beside SAM's encoder, and the network and base that they belong to.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    full = net.state_dict()
-    state = {key: full[key].cpu().clone() for key in adapter_keys(net)}
-    meta = _made_for(net) | {
-        "kind": "adapter",
-        "format_version": FORMAT_VERSION,
-        "image_size": net.image_size,
-        "sha256": sha256_of(state),
-        "package_version": __version__,
-    }
-    write_checkpoint({"state_dict": state, "meta": json.dumps(meta)}, path)
+    """Write an adapter file: the weights beside SAM's encoder, and the network and base that they belong to."""
+    state = net.state_dict()
+    meta = _made_for(net) | {"image_size": net.image_size}
+    write_parts("adapter", {key: state[key] for key in adapter_keys(net)}, meta, path)
 
 
 def load_adapter(net: Segmenter, source: Source) -> LoadReport:
-    """Load an adapter file into a network of the same settings, into which the SAM base has been loaded.
-
-    Raises:
-        MissingFileError, InputError: no such file; no adapter file; damaged; other settings or base (names the field).
-    """
+    """Load an adapter file into a network of the same settings, into which the SAM base has been loaded."""
     state, meta, name = read_parts(source, "adapter")
     check_meta(name, meta, _made_for(net))
     copied = copy_strictly(net, state, adapter_keys(net), name, "the adapter is of another make")
-    base = net.state_dict().keys() - set(copied)
-    return LoadReport(name, copied=copied, kept=sorted(base))
+    return LoadReport(name, copied=copied, kept=sorted(net.state_dict().keys() - set(copied)))

@@ -1,18 +1,19 @@
-"""Expert files: one low-rank expert of the encoder, under 1 MB, and what it was trained with.
+"""Expert files: one low-rank expert of the encoder, under 1 MB, and the settings that it was trained with.
 
-`{"state_dict": {...}, "meta": "<one JSON string>"}`. Keys (`blocks.0.linear_a_q.weight`) carry no level, so that a file
-fits any slot of any network on the same base. See `expert_settings` for the settings in the meta and the older format.
+Keys (`blocks.0.linear_a_q.weight`) carry no level, so that a file fits any slot of any network on the same base. The
+meta holds the settings, so that inference needs none of them again: in format 2 the fields of `ExpertSettings`, those
+of its `ScanScaling` among them; in format 1, of the first release, level, rank, preset, image size and teacher, while
+a file `expert.json` beside it holds the rest.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from samora_monai import __version__
-from samora_monai.checkpoints.expert_settings import EXPERT_FORMAT, ExpertSettings
 from samora_monai.checkpoints.files import (
     LoadReport,
     Source,
@@ -20,31 +21,95 @@ from samora_monai.checkpoints.files import (
     copy_strictly,
     read_parts,
     sha256_of,
-    write_checkpoint,
+    write_parts,
 )
+from samora_monai.checkpoints.model_settings import fields_of, read_json
 from samora_monai.checkpoints.sam import base_keys, preset_name
+from samora_monai.data.scaling import ScanScaling
 from samora_monai.errors import InputError
+from samora_monai.networks.config import PRESETS, SegmenterConfig
 from samora_monai.networks.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """What an expert was trained with.
+
+    To add a setting, add a field whose default is the behaviour of experts that were saved before it existed.
+
+    Args:
+        level: `"image"`, `"patch"` or `"pixel"`.
+        encoder, image_size, rank: of the network, see `SegmenterConfig`.
+        teacher: name and file of the teacher; None for the pixel level.
+        scaling: how scans are scaled.
+        array_key, array_slice_axis: how arrays are read, see `LoadUnlabeledd`.
+        noise: pixel level: the highest standard deviation of the noise.
+        decoder_features: pixel level: `feature_size` of the `DenoisingStudent`.
+
+    Raises:
+        InputError: a setting of the network is out of range.
+    """
+
+    level: str
+    encoder: str | dict[str, Any] = "vit_b"
+    image_size: int = 224
+    rank: int = 4
+    teacher: str | None = None
+    scaling: ScanScaling = field(default_factory=ScanScaling)
+    array_key: str = "image"
+    array_slice_axis: int | None = None
+    noise: float = 0.1
+    decoder_features: int = 32
+
+    def __post_init__(self) -> None:
+        _ = self.network  # checks its settings
+
+    @property
+    def network(self) -> SegmenterConfig:
+        """The network that the expert is part of."""
+        return SegmenterConfig(self.encoder, self.image_size, experts=(self.level,), rank=self.rank)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The flat form: the fields of the scaling among the others."""
+        values = asdict(self)
+        unused = () if self.level == "pixel" else ("noise", "decoder_features")
+        return {name: value for name, value in (values | values.pop("scaling")).items() if name not in unused}
+
+
+def read_expert_settings(expert: str | os.PathLike[str], level: str, **changes: Any) -> ExpertSettings:
+    """Read the settings of the expert file `expert`; without such a file, the default settings of `level`.
+
+    `changes` are other values for some settings, e.g. `modality="MR"`.
+    """
+    known = ExpertSettings("pixel").as_dict()
+    if unknown := changes.keys() - known:
+        raise InputError(f"unknown setting {min(unknown)!r} of an expert; expected one of {', '.join(known)}")
+    path = Path(expert)
+    values: dict[str, Any] = {"level": level}
+    if path.is_file():
+        _, values, name = read_parts(path, "expert")
+        check_meta(name, values, {"level": level})
+        if values["preset"] in PRESETS:
+            values = {"encoder": values["preset"]} | values
+        if values["format_version"] == 1 and path.with_suffix(".json").is_file():
+            values |= read_json(path.with_suffix(".json"))
+    values |= changes
+    scaling = ScanScaling(**fields_of(ScanScaling, values))
+    return ExpertSettings(**fields_of(ExpertSettings, values) | {"scaling": scaling})
 
 
 def base_sha256(net: Segmenter) -> str:
     """Hash the base encoder without its position tables, so that the hash is the same at every input size."""
-    state = net.state_dict()
-    keys = [
-        k for k in base_keys(net) if k.startswith("image_encoder.") and not re.search(r"pos_embed|rel_pos_[hw]$", k)
-    ]
-    return sha256_of({key: state[key] for key in keys})
+    state, hashed = net.state_dict(), re.compile(r"image_encoder\.(?!pos_embed|.*rel_pos_[hw]$)")
+    return sha256_of({key: state[key] for key in base_keys(net) if hashed.match(key)})
 
 
-def _slot(net: Segmenter, level: str) -> str:
-    if level in net.image_encoder.experts:
-        return level
-    if len(net.image_encoder.experts) == 1:
-        return net.image_encoder.experts[0]
-    raise InputError(f"the network has no expert {level!r}, only {net.image_encoder.experts}; build it with it")
-
-
-def _keys(net: Segmenter, slot: str) -> dict[str, str]:
+def _keys(net: Segmenter, level: str) -> dict[str, str]:
+    """Map the keys in a file to those of the expert of `level`, or of the only expert of the network."""
+    experts = net.image_encoder.experts
+    if level not in experts and len(experts) != 1:
+        raise InputError(f"the network has no expert {level!r}, only {experts}; build it with this expert")
+    slot = level if level in experts else experts[0]
     pattern = re.compile(rf"image_encoder\.(blocks\.\d+)\.attn\.experts\.{re.escape(slot)}\.(.*)")
     return {f"{m[1]}.{m[2]}": key for key in net.state_dict() if (m := pattern.fullmatch(key))}
 
@@ -66,43 +131,31 @@ def save_expert(
     Args:
         teacher: the teacher of an expert without `settings`.
         base_sha256_before: `base_sha256` before the training, which must not change it.
-        settings: what the expert was trained with; None if its inference will never be asked for.
+        settings: what the expert was trained with, which its inference reads from the file.
 
     Raises:
         RuntimeError: the base has changed.
-        InputError: the file cannot be written.
     """
-    slot = _slot(net, level)
-    full = net.state_dict()
-    state = {ours: full[key].cpu().clone() for ours, key in _keys(net, slot).items()}
+    state = net.state_dict()
     made_for = _made_for(net)
     if base_sha256_before not in (None, made_for["base_sha256"]):
         raise RuntimeError(f"SAM's encoder changed while the {level} expert trained; no expert file was written")
     meta = settings.as_dict() if settings else {"teacher": teacher}
     meta |= made_for | {
-        "kind": "expert",
         "base_sha256_before": base_sha256_before,
-        "format_version": EXPERT_FORMAT,
         "level": level,
         "alpha": made_for["rank"],  # delta = alpha / rank * B A, and SAMed has no such factor
         "targets": ["q", "v"],
         "blocks": len(net.image_encoder.blocks),
         "image_size": net.image_size,
-        "sha256": sha256_of(state),
-        "package_version": __version__,
     }
-    write_checkpoint({"state_dict": state, "meta": json.dumps(meta)}, path)
+    write_parts("expert", {name: state[key] for name, key in _keys(net, level).items()}, meta, path)
 
 
 def load_expert(net: Segmenter, source: Source, level: str) -> LoadReport:
-    """Load an expert file into the slot `level` of `net`, whose SAM base must be loaded already.
-
-    Raises:
-        MissingFileError, InputError: no such file; no expert file; damaged; of another level, rank, preset or base.
-    """
-    slot = _slot(net, level)
-    state, meta, name = read_parts(source, "expert", newest=EXPERT_FORMAT)
+    """Load an expert file into the slot `level` of `net`, whose SAM base must be loaded already."""
+    keys = _keys(net, level)
+    state, meta, name = read_parts(source, "expert")
     check_meta(name, meta, {"level": level, **_made_for(net)})
-    keys = _keys(net, slot)
     ours = {keys.get(key, key): value for key, value in state.items()}
     return LoadReport(name, copied=copy_strictly(net, ours, list(keys.values()), name, "the expert has other blocks"))

@@ -15,12 +15,13 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
+from samora_monai import __version__
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.replacing import replacing
 from samora_monai.strict import misfit
 
 _CHUNK = 1 << 20  # bytes
-FORMAT_VERSION = 1  # of our expert and adapter files
+_FORMATS = {"expert": 2, "adapter": 1, "teacher": 1}  # the newest format of each kind of file; older ones can be read
 Source = Union[str, "os.PathLike[str]", Mapping[str, Any]]
 Parts = tuple[dict[str, Tensor], dict[str, Any], str]  # tensors, meta, name for messages
 
@@ -36,30 +37,15 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        def brief(verb: str, keys: list[str]) -> str:
-            return f"{verb} {len(keys)}" + (
-                f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
-            )
-
-        parts = [f"copied {len(self.copied)}"]
-        parts += [
-            brief("resized", self.resized),
-            brief("kept as initialised", self.kept),
-            brief("dropped", self.dropped),
-        ]
-        return f"{self.source}: {'; '.join(parts)}"
+        text = f"{self.source}: copied {len(self.copied)}"
+        for verb, keys in (("resized", self.resized), ("kept as initialised", self.kept), ("dropped", self.dropped)):
+            first = f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
+            text += f"; {verb} {len(keys)}{first}"
+        return text
 
 
 def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
-    """Read a checkpoint on the CPU with `weights_only=True`, after a check of its checksums.
-
-    Returns:
-        the content, and the name of the file for messages.
-
-    Raises:
-        MissingFileError: there is no such file.
-        InputError: it is damaged, not a checkpoint, not a dict, or contains code.
-    """
+    """Read the content of a checkpoint, without executing code from it, and the file's name for error messages."""
     if isinstance(source, Mapping):
         return dict(source), "the given state dict"
     path = Path(source)
@@ -72,7 +58,7 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
         raise
     except PermissionError as e:
         raise InputError(f"checkpoint {str(path)!r} may not be read; change its permissions") from e
-    except Exception as e:  # the unpickler reports bytes that are no checkpoint with errors of a dozen types
+    except Exception as e:  # the unpickler raises errors of a dozen types for bytes that are no checkpoint
         if code := re.search(r"[Uu]nsupported (?:global: )?(?:GLOBAL|class) \S+|TorchScript", str(e)):
             raise InputError(
                 f"checkpoint {str(path)!r} holds code objects ({code[0].split()[-1]}), which could run anything when "
@@ -85,70 +71,61 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], str]:
 
 
 def check_checksums(path: str | os.PathLike[str]) -> None:
-    """Compare each record of a checkpoint with its CRC-32, which `torch.load` does not.
+    """Raise an `InputError` unless each record of a checkpoint matches its CRC-32, which `torch.load` does not check.
 
-    Two kinds of files have no checksums and pass: those of torch before 1.6, which are no zip files, and those written
-    under `torch.serialization.set_crc32_options(False)`, where all are 0.
-
-    Raises:
-        InputError: names the first record that is damaged.
+    Files without checksums pass: those of torch before 1.6 are no zip files, and those written under
+    `torch.serialization.set_crc32_options(False)` have 0 everywhere.
     """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         if any(record.CRC for record in archive.infolist()) and (damaged := archive.testzip()):
-            raise InputError(
-                f"checkpoint {str(path)!r} is damaged: {damaged} does not match its checksum; get it again"
-            )
+            file = f"checkpoint {str(path)!r}"
+            raise InputError(f"{file} is damaged: {damaged} does not match its checksum; get it again")
 
 
 def read_state(source: Source) -> tuple[dict[str, Tensor], str]:
-    """Read the weights of a network that this package, SAM, SAMed, H-SAM or another project saved.
+    """Read the weights of a network from a file of this package, SAM, SAMed, H-SAM or another project.
 
     Returns:
-        tensors by flat keys: `{"resnet": {"a": ...}}` gives `resnet.a`; of a training checkpoint its `"model"` entry;
-        without the prefix `module.` of DataParallel. And the name of the file for messages.
-
-    Raises:
-        MissingFileError, InputError: as `read_checkpoint`; it is an expert, adapter or teacher file, or holds something
-            else than tensors.
+        tensors by flat keys (`{"resnet": {"a": ...}}` gives `resnet.a`), without the prefix `module.` of DataParallel,
+        from the `"model"` entry of a training checkpoint; and the name of the file for error messages.
     """
     content, name = read_checkpoint(source)
     if meta := _own_meta(content):
-        raise InputError(f"checkpoint {name} is {_file_of(meta['kind'])}; expected the weights of a network")
+        raise InputError(f"checkpoint {name} is {_a(meta['kind'])} file; expected the weights of a network")
     return _flat(content, name), name
 
 
-def read_parts(source: Source, kind: str, foreign: bool = False, newest: int = FORMAT_VERSION) -> Parts:
-    """Read an expert, adapter or teacher file, `{"state_dict", "meta"}`, and check its kind, format and checksum.
+def read_parts(source: Source, kind: str, foreign: bool = False) -> Parts:
+    """Read a file of `write_parts`, and check its kind, format and checksum.
 
     Args:
         kind: `"expert"`, `"adapter"` or `"teacher"`.
-        foreign: also accept files of other projects; they are read as by `read_state` and their meta is empty.
-        newest: the newest format of this kind that can be read; older ones can be read too.
+        foreign: also accept files of other projects, read as by `read_state`, with an empty meta.
 
     Returns:
-        tensors, the decoded meta, and the name of the file for messages.
+        tensors, the decoded meta, and the name of the file for error messages.
     """
     content, name = read_checkpoint(source)
     meta = _own_meta(content)
     if not meta and foreign:
         return _flat(content, name), meta, name
     if not meta:
-        found = ", ".join(str(key) for key in list(content)[:3])
+        found = ", ".join(map(str, list(content)[:3]))
         raise InputError(f"checkpoint {name} ({found}, ...) is no {kind} file or a damaged one; give one of ours")
     if meta["kind"] != kind:
-        raise InputError(f"checkpoint {name} is {_file_of(meta['kind'])}; expected {_file_of(kind)}")
-    if (version := meta.get("format_version")) not in range(1, newest + 1):
-        raise InputError(f"{kind} file {name} has format {version}, expected {newest}; update samora_monai")
+        raise InputError(f"checkpoint {name} is {_a(meta['kind'])} file; expected {_a(kind)} file")
+    if (version := meta.get("format_version")) not in range(1, _FORMATS[kind] + 1):
+        raise InputError(f"{kind} file {name} has format {version}, expected {_FORMATS[kind]}; update samora_monai")
     state = _tensors_only(content["state_dict"], name)
     if meta.get("sha256") != sha256_of(state):
         raise InputError(f"{kind} file {name} is damaged: its tensors do not match their checksum; get it again")
     return state, meta, name
 
 
-def _file_of(kind: str) -> str:
-    return f"{'a' if kind == 'teacher' else 'an'} {kind} file"
+def _a(kind: str) -> str:
+    return f"{'a' if kind == 'teacher' else 'an'} {kind}"
 
 
 def _own_meta(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,12 +155,19 @@ def _tensors_only(state: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint atomically: after a failure the previous file is still there.
+def write_parts(kind: str, state: Mapping[str, Tensor], meta: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write an expert, adapter or teacher file: `{"state_dict": {...}, "meta": "<one JSON string>"}`.
 
-    Raises:
-        InputError: the file cannot be written.
+    The meta also gets the kind, its format, the SHA-256 of the tensors and the version of this package.
     """
+    state = {key: value.cpu().clone() for key, value in state.items()}
+    own = {"kind": kind, "format_version": _FORMATS[kind], "sha256": sha256_of(state), "package_version": __version__}
+    assert not own.keys() & meta.keys(), f"the file's own fields cannot be given: {sorted(own.keys() & meta.keys())}"
+    write_checkpoint({"state_dict": state, "meta": json.dumps({**meta, **own})}, path)
+
+
+def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint atomically, or raise an `InputError`; after a failure the previous file is still there."""
     try:
         with replacing(path) as unfinished, open(unfinished, "wb") as stream:
             torch.save(content, stream)
@@ -194,7 +178,7 @@ def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
 
 
 def copy_strictly(net: nn.Module, state: Mapping[str, Tensor], wanted: list[str], name: str, remedy: str) -> list[str]:
-    """Copy the tensors `wanted` from `state` into `net`; `state` must hold these keys, no others, in the same shapes.
+    """Copy the tensors `wanted`, and return their keys; `state` must hold these, no others, in the same shapes.
 
     Raises:
         InputError: names the file, the first keys or shapes that differ, and the remedy; `net` is unchanged.
@@ -227,24 +211,20 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def check_meta(name: str, meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Check that `meta` has the values of the network.
-
-    Args:
-        name: of the file, for messages.
-        meta: of an expert, adapter or teacher file.
-        expected: value of the network by field.
+    """Compare the meta of the file `name` with the values of the network.
 
     Raises:
         InputError: names the first field that differs.
     """
-    for key, value in expected.items():
-        found = meta.get(key)
-        if found == value:
-            continue
-        remedy = f"build it with {key} {found}"
-        if key == "base_sha256":
-            found, value = (f"{str(v)[:12]}..." for v in (found, value))
-            remedy = "load the SAM checkpoint it was trained on first"
-        elif key == "level":
-            raise InputError(f"{meta['kind']} file {name} is of level {found}; expected one of level {value}")
-        raise InputError(f"{meta['kind']} file {name} was made for {key} {found} but the network has {value}; {remedy}")
+    differing = [key for key in expected if meta.get(key) != expected[key]]
+    if not differing:
+        return
+    key = differing[0]
+    file, found, value = f"{meta['kind']} file {name}", meta.get(key), expected[key]
+    if key == "level":
+        raise InputError(f"{file} is of level {found}; expected one of level {value}")
+    remedy = f"build it with {key} {found}"
+    if key == "base_sha256":
+        found, value = f"{str(found)[:12]}...", f"{value[:12]}..."
+        remedy = "load the SAM checkpoint it was trained on first"
+    raise InputError(f"{file} was made for {key} {found} but the network has {value}; {remedy}")

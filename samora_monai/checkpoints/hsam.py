@@ -14,12 +14,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_state, write_checkpoint
-from samora_monai.checkpoints.samed import check_pixel_statistics, encoder_expert_keys, set_pixel_statistics
+from samora_monai.checkpoints.files import LoadReport, Source, read_state, write_checkpoint
+from samora_monai.checkpoints.samed import copy_lora, encoder_expert_keys, lora_tensors
 from samora_monai.errors import InputError
 from samora_monai.networks.segmenter import Segmenter
 
@@ -32,88 +33,52 @@ _SIZES = {224: 14 * 14, 512: 32 * 32}  # input size of H-SAM's networks -> width
 
 
 def without_unused(state: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Remove from an H-SAM state dict the tensors that H-SAM holds twice or never uses.
-
-    Returns:
-        the other tensors, and the keys that were removed.
+    """Return an H-SAM state dict without the tensors that H-SAM holds twice or never uses, and their keys.
 
     Raises:
         InputError: the two names of a tensor of the prompt encoder hold different values.
     """
-    kept: dict[str, Tensor] = {}
-    dropped = []
-    for key, value in state.items():
-        if key.startswith(_ALIAS):
-            original = key.replace(_ALIAS, _ORIGINAL, 1)
-            if original in state and not torch.equal(state[original], value):
-                raise InputError(f"checkpoint {name} is damaged: {key} differs from {original}; get it again")
-        elif not _UNUSED.match(key):
-            kept[key] = value
-            continue
-        dropped.append(key)
-    return kept, dropped
+    dropped = [key for key in state if key.startswith(_ALIAS) or _UNUSED.match(key)]
+    for key in dropped:
+        original = key.replace(_ALIAS, _ORIGINAL, 1)
+        if key != original and original in state and not torch.equal(state[original], state[key]):
+            raise InputError(f"checkpoint {name} is damaged: {key} differs from {original}; get it again")
+    return {key: value for key, value in state.items() if key not in dropped}, dropped
 
 
 def hsam_keys(net: Segmenter) -> dict[str, str]:
-    """Map H-SAM's names to ours, for each tensor of its file that `net` uses.
-
-    Raises:
-        InputError: the network is not H-SAM (one expert, no fusion, the hierarchical decoder).
-    """
+    """Map H-SAM's names to ours, for each tensor of its file that `net` uses, which must be H-SAM."""
     if net.decoder != "hierarchical":
-        raise InputError(
-            f"H-SAM's files hold two decoders but the network's is {net.decoder!r}; use decoder: hierarchical"
-        )
+        raise InputError(f"H-SAM's files hold two decoders, not {net.decoder!r} alone; use decoder: hierarchical")
     keys = encoder_expert_keys(net, "H-SAM")
-    parts = ("prompt_encoder.", "mask_decoder.", "mask_decoder2.")
-    return keys | {n: n for n in net.state_dict() if n.startswith(parts) and not _is_class_attention(n)}
+    parts = re.compile(r"prompt_encoder\.|mask_decoder\.|mask_decoder2\.(?!class_attention\.)")
+    return keys | {name: name for name in net.state_dict() if parts.match(name)}
 
 
 def load_hsam(net: Segmenter, source: Source) -> LoadReport:
     """Load an H-SAM file on top of a SAM base, and set the pixel statistics to H-SAM's: mean 0, std 1.
 
     Class-balanced attention is not in the file and keeps its values; as initialised, it computes what H-SAM computes.
-
-    Raises:
-        MissingFileError, InputError: no such file; damaged; another rank, class count, encoder depth or kind (names
-            the key).
     """
     keys = hsam_keys(net)
-    whole, name = read_state(source)
-    state, dropped = without_unused(whole, name)
-    rank, classes = (len(state.get(key, ())) for key in ("w_a_000", "mask_decoder.mask_tokens.weight"))
-    remedy = "expected a LoRA file of H-SAM"
-    if rank and "mask_decoder2.mask_tokens.weight" in state:
-        blocks = sum(key.startswith("w_a_") for key in state) // 2
-        remedy = (
-            f"the file is of an encoder with {blocks} blocks, rank={rank}, num_classes={classes}; "
-            "build the network with these"
-        )
-    ours = {keys.get(key, key): value for key, value in state.items()}
-    copied = copy_strictly(net, ours, list(keys.values()), name, remedy)
-    set_pixel_statistics(net)
-    kept = [k for k in net.state_dict() if k not in set(copied) and not k.startswith("pixel")]
-    return LoadReport(name, copied=copied, kept=kept, dropped=dropped)
+    state, name = read_state(source)
+    state, dropped = without_unused(state, name)
+    report = copy_lora(net, state, keys, name, "H-SAM", known_by="mask_decoder2.mask_tokens.weight")
+    return replace(report, dropped=dropped)
 
 
 def save_hsam(net: Segmenter, path: str | os.PathLike[str]) -> None:
-    """Write a file for H-SAM at the network's input size.
-
-    Raises:
-        InputError: the network is not H-SAM; it has an input size other than 224 and 512, class-balanced attention or
-            other pixel statistics, which H-SAM does not have; the file cannot be written.
-    """
+    """Write a file for H-SAM at the network's input size."""
     keys = hsam_keys(net)
     if net.image_size not in _SIZES:
+        size = net.image_size
         raise InputError(
-            f"H-SAM has networks for input sizes 224 and 512 only, but this one has {net.image_size}; "
-            "save the model or an adapter file"
+            f"H-SAM has networks for input sizes 224 and 512 only, not of {size}; save the model or an adapter"
         )
-    full = net.state_dict()
-    if any(_is_class_attention(key) for key in full):
+    assert net.mask_decoder2 is not None
+    if net.mask_decoder2.class_attention is not None:
         raise InputError("H-SAM's files have no place for class_balanced_attention; save the model or an adapter file")
-    check_pixel_statistics(net, "H-SAM")
-    state = {theirs: full[ours].cpu().clone() for theirs, ours in keys.items()}
+    state = lora_tensors(net, keys, "H-SAM")
     state |= {key.replace(_ORIGINAL, _ALIAS, 1): value for key, value in state.items() if key.startswith(_ORIGINAL)}
     write_checkpoint(state | unused_tensors(net), path)
 
@@ -135,7 +100,3 @@ def unused_tensors(net: Segmenter) -> dict[str, Tensor]:
         tensors[f"mask_decoder2.{module}.weight"] = torch.ones(shape) if len(shape) == 1 else torch.zeros(shape)
         tensors[f"mask_decoder2.{module}.bias"] = torch.zeros(shape[0])
     return tensors
-
-
-def _is_class_attention(key: str) -> bool:
-    return key.startswith("mask_decoder2.class_attention.")

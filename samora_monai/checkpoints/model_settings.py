@@ -1,7 +1,7 @@
-"""Model settings: `models/model.json` beside `model.pt`, from which a trained model is rebuilt.
+"""Models: `models/model.pt`, the state dict of a whole network, and the settings beside it, `models/model.json`.
 
-They describe the network, the scaling of scans and the classes. Evaluation, inference, MONAI Label and export read them
-there, so that no setting has to be typed again or can be forgotten.
+The settings describe the network, the scaling of scans and the classes. Evaluation, inference, MONAI Label and export
+read them, so that no setting has to be given again.
 
 Format 2 holds the fields of `SegmenterConfig` (without `num_classes`), those of `ScanScaling`, `class_names` and
 `format_version`. Format 1, of the first release, has no version, and has `fusion_start`, which matters only when a
@@ -20,17 +20,14 @@ from typing import Any
 
 import monai.bundle
 
-from samora_monai.checkpoints.files import check_checksums
+from samora_monai.checkpoints.files import LoadReport, Source, check_checksums, copy_strictly, read_state
 from samora_monai.data.scaling import ScanScaling
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks.config import SegmenterConfig
+from samora_monai.networks.segmenter import Segmenter
 from samora_monai.replacing import replacing
 
 FORMAT_VERSION = 2
-_FORMAT_1 = ("fusion_start",)  # fields of format 1 that are no longer part of a model
-_NETWORK = tuple(f.name for f in fields(SegmenterConfig) if f.name != "num_classes")
-_SCALING = tuple(f.name for f in fields(ScanScaling))
-_KNOWN = (*_NETWORK, *_SCALING, "class_names")
 _SYNAPSE = (  # of SAMed and H-SAM
     "background", "spleen", "right kidney", "left kidney", "gallbladder", "liver", "stomach", "aorta", "pancreas",
 )  # fmt: skip
@@ -55,32 +52,24 @@ class ModelSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSettings:
-        """Make settings from their flat form; missing fields take their defaults.
-
-        Raises:
-            InputError: an unknown field, or a value that its field refuses.
-        """
-        if unknown := [name for name in values if name not in _KNOWN]:
-            raise InputError(f"unknown setting {unknown[0]!r} of a model; expected one of {', '.join(_KNOWN)}")
+        """Make settings from their flat form, or raise an `InputError`; missing fields take their defaults."""
+        known = cls().as_dict()
+        if unknown := [name for name in values if name not in known]:
+            raise InputError(f"unknown setting {unknown[0]!r} of a model; expected one of {', '.join(known)}")
         class_names = values.get("class_names", _SYNAPSE)
         if not isinstance(class_names, list | tuple) or not all(isinstance(name, str) for name in class_names):
             raise InputError(f"class_names is {class_names!r} but must be a list of names, background first")
-        network = {name: values[name] for name in _NETWORK if name in values}
-        scaling = {name: values[name] for name in _SCALING if name in values}
-        return cls(SegmenterConfig(num_classes=len(class_names), **network), ScanScaling(**scaling), tuple(class_names))
+        network = SegmenterConfig(num_classes=len(class_names), **fields_of(SegmenterConfig, values))
+        return cls(network, ScanScaling(**fields_of(ScanScaling, values)), tuple(class_names))
 
     def as_dict(self) -> dict[str, Any]:
         """The flat form, with lists for tuples, as in JSON."""
-        network = {name: value for name, value in asdict(self.network).items() if name in _NETWORK}
-        values = network | asdict(self.scaling) | {"class_names": self.class_names}
+        values = asdict(self.network) | asdict(self.scaling) | {"class_names": self.class_names}
+        del values["num_classes"]  # that of `class_names`
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def changed(self, **changes: Any) -> ModelSettings:
-        """Settings with other values for some fields; None leaves a field as it is.
-
-        Raises:
-            InputError: as `from_dict`.
-        """
+        """Settings with other values for some fields; None leaves a field as it is."""
         given = {name: value for name, value in changes.items() if value is not None}
         return self.from_dict(self.as_dict() | given) if given else self
 
@@ -88,47 +77,48 @@ class ModelSettings:
 def read_model_settings(checkpoint: str | os.PathLike[str], **changes: Any) -> ModelSettings:
     """Read the settings of the model file `checkpoint` from the JSON file of the same name.
 
-    If neither file exists, as before the first training, return the default settings.
-
-    Args:
-        checkpoint: e.g. `models/model.pt`.
-        changes: other values for some fields, e.g. `stage=2`; None keeps the model's.
-
-    Raises:
-        MissingFileError: a model file without settings.
-        InputError: a damaged file, an unknown field or format, or a value that its field refuses.
+    If neither file exists, as before the first training, return the default settings. `changes` are other values for
+    some fields, e.g. `stage=2`; None keeps the model's.
     """
     path = Path(checkpoint).with_suffix(".json")
     if path.is_file():
         return _parse(path).changed(**changes)
     if Path(checkpoint).is_file():
         raise MissingFileError(
-            f"no model settings {str(path)!r}, without which '{checkpoint}' cannot be used; training wrote both, "
-            "copy both"
+            f"no model settings {str(path)!r}, which '{checkpoint}' needs; training wrote both files, copy both"
         )
     return ModelSettings().changed(**changes)
 
 
-def _parse(path: Path) -> ModelSettings:
+def fields_of(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are fields of the dataclass `settings`."""
+    return {field.name: values[field.name] for field in fields(settings) if field.name in values}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a settings file, or raise an `InputError` if it is damaged."""
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError(f"expected an object, got {type(values).__name__}")
     except ValueError as e:  # of JSON and of UTF-8 too
         raise InputError(f"settings file {str(path)!r} is damaged ({e}); restore it or train again") from e
+    return values
+
+
+def _parse(path: Path) -> ModelSettings:
+    values, file = read_json(path), f"settings file {str(path)!r}"
     version = values.pop("format_version", 1)
     if version not in (1, FORMAT_VERSION):
-        raise InputError(
-            f"settings file {str(path)!r} has format {version!r}, expected {FORMAT_VERSION}; update samora_monai"
-        )
+        raise InputError(f"{file} has format {version!r}, expected {FORMAT_VERSION}; update samora_monai")
     if version == 1:
-        values = {name: value for name, value in values.items() if name not in _FORMAT_1}
+        values.pop("fusion_start", None)
     if "class_names" not in values:
-        raise InputError(f"settings file {str(path)!r} lacks 'class_names'; restore it or train again")
+        raise InputError(f"{file} lacks 'class_names'; restore it or train again")
     try:
         return ModelSettings.from_dict(values)
     except InputError as e:
-        raise InputError(f"settings file {str(path)!r}: {e}") from e
+        raise InputError(f"{file}: {e}") from e
 
 
 def write_model_settings(checkpoint: str | os.PathLike[str], settings: ModelSettings) -> None:
@@ -138,21 +128,27 @@ def write_model_settings(checkpoint: str | os.PathLike[str], settings: ModelSett
         unfinished.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def load_model(net: Segmenter, source: Source) -> LoadReport:
+    """Load a bundle's `model.pt`, or the `"model"` entry of a training checkpoint, strictly."""
+    try:
+        state, name = read_state(source)
+    except MissingFileError as e:
+        raise MissingFileError(f"no model {str(source)!r}; train one first, or name one with --checkpoint") from e
+    remedy = f"it was trained with other settings than this network ({net.describe()}); give it the same ones"
+    return LoadReport(name, copied=copy_strictly(net, state, list(net.state_dict()), name, remedy))
+
+
 def model_in_use(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The model file whose network is being built: `checkpoint`, or the file that `monai.bundle.load` is loading.
 
-    MONAI 1.6 builds the network there from the config alone, with `bundle_root` left at ".", so that the settings would
-    be those of a model in the current folder. It passes the path to no hook or argument, so the path is read from the
-    frame of that function. MONAI does not compare the file with its checksums either; it is done here.
-
-    Raises:
-        InputError: `monai.bundle.load` is loading a damaged file.
+    `monai.bundle.load` of MONAI 1.6 builds the network from the config with `bundle_root` at ".", so that the settings
+    would be those of a model in the current folder. It passes the path of its file to nothing that a config can reach,
+    so that the path is read from its frame. It does not compare the file with its checksums; this function does.
     """
     frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code is monai.bundle.load.__code__:
-            path = frame.f_locals["full_path"]
-            check_checksums(path)
-            return path
+    while frame is not None and frame.f_code is not monai.bundle.load.__code__:
         frame = frame.f_back
-    return checkpoint
+    if frame is None:
+        return checkpoint
+    check_checksums(frame.f_locals["full_path"])
+    return frame.f_locals["full_path"]

@@ -5,9 +5,7 @@ The rules are those of SAMed (`build_sam.load_from`), with the global blocks ide
 - same key and shape: copied;
 - absolute positions and the global blocks' relative positions: resized linearly;
 - mask tokens, hypernetworks and quality outputs beyond SAM's four, and H-SAM's additions (second decoder, more point
-  embeddings): keep their initial values.
-
-H-SAM's own base files, which hold all of these, can be loaded too.
+  embeddings): keep their initial values, unless the file is a base file of H-SAM, which holds all of these.
 """
 
 from __future__ import annotations
@@ -66,18 +64,7 @@ def _preset_of(state: Mapping[str, Tensor]) -> str:
 
 
 def load_sam(net: Segmenter, source: Source) -> LoadReport:
-    """Load a SAM checkpoint into the base of `net`; parameters missing from SAM's file keep their values.
-
-    Args:
-        net: any network of `build_segmenter`.
-        source: path of the file, or its state dict.
-
-    Returns:
-        the tensors that were copied, resized, kept and dropped.
-
-    Raises:
-        MissingFileError, InputError: no such file; damaged; not a SAM checkpoint; another encoder (names the key).
-    """
+    """Load a SAM checkpoint into the base of `net`; parameters missing from SAM's file keep their values."""
     state, name = read_state(source)
     state = {key: value for key, value in state.items() if key not in ("pixel_mean", "pixel_std")}  # in our own files
     full = net.state_dict()
@@ -104,9 +91,7 @@ def load_sam(net: Segmenter, source: Source) -> LoadReport:
         at_random |= {key for key in target if _HSAM.match(key)}
     report.kept = [key for key in target if key in at_random and key not in fitting]
     wanted_keys = [key for key in target if key not in at_random or key in fitting]
-    remedy = (
-        f"the network is {preset_name(net)}, the file is of {_preset_of(state)}; give Meta's file of the same encoder"
-    )
-    copy_strictly(net, fitting, wanted_keys, name, remedy)
+    encoders = f"the network is {preset_name(net)}, the file is of {_preset_of(state)}"
+    copy_strictly(net, fitting, wanted_keys, name, f"{encoders}; give Meta's file of the same encoder")
     report.copied = [key for key in wanted_keys if key not in report.resized]
     return report

@@ -57,7 +57,7 @@ class LoadCase(LoadImage):
         """
         if isinstance(filename, str | os.PathLike):
             path = Path(filename).expanduser()
-            if not path.exists():
+            if not filename or not path.exists():  # MONAI Label reads an unknown image from "", which Path takes for "."
                 raise MissingFileError(f"scan '{filename}' does not exist")
             if path.is_dir():
                 holds_one_series(path)

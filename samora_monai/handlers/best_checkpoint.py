@@ -19,7 +19,7 @@ from samora_monai.checkpoints.files import write_checkpoint
 from samora_monai.networks import Segmenter
 from samora_monai.pretraining.mae import MAETeacher
 from samora_monai.pretraining.simclr import SimCLRTeacher
-from samora_monai.pretraining.teacher_files import save_teacher
+from samora_monai.pretraining.teacher import save_teacher
 
 
 class _Best(ABC):

@@ -18,7 +18,6 @@ from samora_monai.settings import flag
 
 PIXEL_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)  # SAM's statistics, for images in [0, 1]
 PIXEL_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
-FUSION_STARTS = ("zero", "random")
 
 
 def build_segmenter(
@@ -35,16 +34,13 @@ def build_segmenter(
     """Build a network with random weights.
 
     Args:
-        encoder: encoder of the network, or a `SegmenterConfig`.
-        sizes, options: the other fields of `SegmenterConfig`, `image_size` first, by position or by name; they replace
-            those of a given `SegmenterConfig`.
+        encoder: encoder of the network, or a `SegmenterConfig`, whose fields `sizes` and `options` replace.
+        sizes, options: the other fields of `SegmenterConfig`, by position (`image_size` first) and by name.
         train: which parameters train, see `set_trainable`.
-        fusion_start: initial output projections of HL-Attn: `"zero"`, so that the network computes SAM with the expert
-            at the top of the fusion order, or `"random"`.
-        pixel_mean, pixel_std: statistics of images in [0, 1], stored with the weights; SAM's by default, 0 and 1 for
-            SAMed's files.
-        embedding_noise: noise of the hierarchical decoder in training, see `HierarchicalDecoder`.
-        gradient_checkpointing: recompute the encoder's blocks in the backward pass, which saves memory.
+        fusion_start: `"zero"` or `"random"`, see `HLAttn`.
+        pixel_mean, pixel_std: statistics of images in [0, 1], stored with the weights; 0 and 1 for SAMed's files.
+        embedding_noise: see `HierarchicalDecoder`.
+        gradient_checkpointing: see `ImageEncoder`.
 
     Raises:
         InputError: an option does not exist, is out of range or contradicts another.
@@ -53,47 +49,37 @@ def build_segmenter(
     options |= zip(known[1:], sizes, strict=False)
     if unknown := [name for name in options if name not in known]:
         raise InputError(f"unknown option {unknown[0]!r} of a network; expected one of {', '.join(known)}")
-    if isinstance(encoder, SegmenterConfig):
-        config = replace(encoder, **options)
-    else:
-        config = SegmenterConfig(encoder, **options)
+    config = (
+        replace(encoder, **options) if isinstance(encoder, SegmenterConfig) else SegmenterConfig(encoder, **options)
+    )
     if embedding_noise < 0:
         raise InputError(f"embedding_noise is {embedding_noise} but must be at least 0")
     if len(pixel_mean) != 3 or len(pixel_std) != 3 or max(*pixel_mean, *pixel_std) > 1 or min(pixel_std) <= 0:
         raise InputError(
             "pixel_mean and pixel_std must be three values each, for images in [0, 1]; divide those for 0-255 by 255"
         )
-    if fusion_start not in FUSION_STARTS:
+    if fusion_start not in ("zero", "random"):
         raise InputError(f"unknown fusion_start {fusion_start!r}; choose 'zero' or 'random'")
 
-    dim, hierarchical = config.encoder_sizes.get("out_chans", 256), config.decoder == "hierarchical"
-    net = Segmenter(
-        ImageEncoder(
-            image_size=config.image_size,
-            experts=config.experts,
-            rank=config.rank,
-            fusion=config.fusion,
-            fusion_order=config.levels,
-            fusion_width=config.fusion_width,
-            fusion_start=fusion_start,
-            gradient_checkpointing=flag(gradient_checkpointing, "gradient_checkpointing"),
-            **config.encoder_sizes,
-        ),
-        PromptEncoder(
-            dim,
-            config.image_size // config.patch_size,
-            config.image_size,
-            num_point_embeddings=11 if hierarchical else 4,  # H-SAM's files have 11
-        ),
-        MaskDecoder(dim, config.num_classes, config.decoder_rank, self_attention_first=not hierarchical),
-        config.image_size,
-        config.in_channels,
-        pixel_mean,
-        pixel_std,
-        HierarchicalDecoder(dim, config.num_classes, embedding_noise, config.class_balanced_attention)
-        if hierarchical
-        else None,
-        config.stage,
+    dim, size, classes = config.encoder_sizes.get("out_chans", 256), config.image_size, config.num_classes
+    hierarchical = config.decoder == "hierarchical"
+    image_encoder = ImageEncoder(
+        size,
+        experts=config.experts,
+        rank=config.rank,
+        fusion=config.fusion,
+        gradient_checkpointing=flag(gradient_checkpointing, "gradient_checkpointing"),
+        order=config.levels,
+        width=config.fusion_width,
+        start=fusion_start,
+        **config.encoder_sizes,
     )
+    prompt_encoder = PromptEncoder(dim, size // config.patch_size, size, 11 if hierarchical else 4)  # as in the files
+    mask_decoder = MaskDecoder(dim, classes, config.decoder_rank, self_attention_first=not hierarchical)
+    second = None
+    if hierarchical:
+        second = HierarchicalDecoder(dim, classes, embedding_noise, config.class_balanced_attention)
+    parts = (image_encoder, prompt_encoder, mask_decoder, second)
+    net = Segmenter(*parts, size, config.in_channels, pixel_mean, pixel_std, config.stage)
     set_trainable(net, train)
     return net

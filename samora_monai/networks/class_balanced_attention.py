@@ -33,20 +33,12 @@ CLASS_NOISE = 0.35  # of the rarest class, in standard deviations of a mask feat
 
 
 class ClassBalancedAttention(nn.Module):
-    """Gate on the image embedding of the second stage, computed from the mask features of the first.
+    """Gate on the image embedding of the second stage, from T = `num_classes` mask features of the first."""
 
-    Args:
-        num_classes: T, the number of mask feature maps.
-        width: inner width.
-        num_heads: heads of the self-attention.
-        noise: standard deviation for the rarest class in training.
-    """
-
-    def __init__(self, num_classes: int, width: int, num_heads: int = 4, noise: float = CLASS_NOISE) -> None:
+    def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
-        self.noise = noise
         self.embed = nn.Linear(num_classes, width)
-        self.self_attn = TokenAttention(width, width, num_heads)
+        self.self_attn = TokenAttention(width, width, num_heads=4)
         self.norm1 = nn.LayerNorm(width)
         self.mlp = MLPBlock(width, 4 * width, nn.ReLU)
         self.norm2 = nn.LayerNorm(width)
@@ -57,8 +49,7 @@ class ClassBalancedAttention(nn.Module):
         """Compute the gate A.
 
         Args:
-            mask_tokens: `[B, T, dim]` of the first decoder.
-            image_tokens: `[B, G * G, dim]` of the first decoder.
+            mask_tokens, image_tokens: `[B, T, dim]` and `[B, G * G, dim]` of the first decoder.
             label: `[B, 1, H, W]` class numbers, for the noise in training.
 
         Returns:
@@ -66,12 +57,11 @@ class ClassBalancedAttention(nn.Module):
         """
         tokens = image_tokens.shape[1]
         grid = int(tokens**0.5)
-        features = mask_tokens @ image_tokens.transpose(1, 2)  # [B, T, G * G]
-        features = F.layer_norm(features, (tokens,))
+        features = F.layer_norm(mask_tokens @ image_tokens.transpose(1, 2), (tokens,))  # [B, T, G * G]
         if self.training and label is None:
             warnings.warn("class-balanced attention trains without its noise: call network(image, label)", stacklevel=2)
-        if self.training and label is not None:
-            deviation = class_noise(label.to(features.device), features.shape[1], grid, self.noise)
+        elif self.training and label is not None:
+            deviation = class_noise(label.to(features.device), features.shape[1], grid)
             features = features + deviation * torch.randn_like(features)
         x = self.embed(features.transpose(1, 2))  # [B, G * G, width]
         x = self.norm1(x + self.self_attn(x, x, x))
@@ -83,8 +73,7 @@ def class_noise(label: Tensor, num_classes: int, grid: int, noise: float = CLASS
     """Standard deviation of the noise at each position.
 
     Args:
-        label: `[B, 1, H, W]` class numbers.
-        num_classes: of `label`.
+        label: `[B, 1, H, W]` numbers of `num_classes` classes.
         grid: side G of the image embedding.
         noise: standard deviation for the rarest class that is present; the most frequent one has none.
 

@@ -1,7 +1,7 @@
 """The options of a segmentation network.
 
 experts          fusion        system
-()               None          SAM itself (num_classes=4 are SAM's four mask tokens; see `Segmenter.predict_masks`)
+()               None          SAM itself; num_classes=4 gives its four mask tokens, see `Segmenter.predict_masks`
 ("task",)        None          SAMed (https://arxiv.org/abs/2304.13785)
 LEVELS           "attention"   SAMora (ICCV 2025), HL-Attn on attention outputs
                  or "block"    HL-Attn on block outputs, the paper's equation
@@ -11,7 +11,7 @@ The decoder "hierarchical" turns SAMed into H-SAM (https://arxiv.org/abs/2403.18
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,27 +34,27 @@ FUSIONS = ("attention", "block")
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """A trained network without its weights. `models/model.json` holds these fields.
+    """The options of a network, all that is needed to build it; `models/model.json` holds them.
 
     To add an option, add a field whose default is the behaviour of networks that were saved before it existed.
 
     Args:
-        encoder: `"vit_b"`, `"vit_l"`, `"vit_h"`, `"tiny"`, or a dict of `ImageEncoder` sizes.
+        encoder: name of a preset, or a dict of `ImageEncoder` sizes.
         image_size: side of the square network input, a multiple of the patch size (16); images are resized to it.
         in_channels: 1 or 3.
-        num_classes: number of classes with background, and of mask tokens.
+        num_classes: number of mask tokens: one per class, background included.
         decoder: `"sam"`, or `"hierarchical"`: H-SAM's two decoders.
         experts: names of the encoder's experts, e.g. `("task",)` or `("image", "patch", "pixel")`.
         rank: rank of the experts.
-        fusion: None adds the experts' deltas; `"attention"` or `"block"`: HL-Attn (see `Block`).
+        fusion: None adds the deltas of the experts; `"attention"` and `"block"` fuse them by HL-Attn, see `Block`.
         fusion_order: levels from the lowest to the highest; levels without an expert are skipped.
         fusion_width: inner width of HL-Attn; None is the encoder's width, as in the paper.
         decoder_rank: rank of experts in the decoder's transformer (SAMed_s), 0 for none.
-        stage: hierarchical decoder, evaluation: 3 the mean of both stages' logits, 2 the second stage alone.
-        class_balanced_attention: hierarchical decoder: the paper's CMAttn instead of the release's constant.
+        stage: output of the hierarchical decoder in evaluation: 3 the mean of both stages' logits, 2 the second alone.
+        class_balanced_attention: the paper's CMAttn in the hierarchical decoder instead of the release's constant.
 
     Raises:
-        InputError: an option that does not exist, is out of range or contradicts another.
+        InputError: an option is out of range or contradicts another.
     """
 
     encoder: str | dict[str, Any] = "vit_b"
@@ -72,10 +72,10 @@ class SegmenterConfig:
     class_balanced_attention: bool = False
 
     def __post_init__(self) -> None:
-        self._check_encoder()
-        self._check_decoder()
-        self._check_experts()
-        self._check_fusion()
+        for name, checked in (("experts", _names), ("fusion_order", _names), ("class_balanced_attention", flag)):
+            object.__setattr__(self, name, checked(getattr(self, name), name))
+        if problem := next(self._problems(), None):
+            raise InputError(problem)
 
     @property
     def encoder_sizes(self) -> dict[str, Any]:
@@ -92,71 +92,53 @@ class SegmenterConfig:
         """Names of the experts in the order of their fusion, the lowest level first; empty without a fusion."""
         return tuple(name for name in self.fusion_order if name in self.experts) if self.fusion else ()
 
-    def _check_encoder(self) -> None:
+    def _problems(self) -> Iterator[str]:
+        """Yield a message for each option that is wrong; a check relies on those before it."""
         if not (self.encoder in PRESETS if isinstance(self.encoder, str) else isinstance(self.encoder, dict)):
-            raise InputError(
-                f"unknown encoder {self.encoder!r}; choose one of {', '.join(PRESETS)} or give a dict of sizes"
-            )
+            yield f"unknown encoder {self.encoder!r}; choose one of {', '.join(PRESETS)} or give a dict of sizes"
         if unknown := [name for name in self.encoder_sizes if name not in SIZES]:
-            raise InputError(f"encoder has an unknown size {unknown[0]!r}; expected one of {', '.join(SIZES)}")
-        patch_size = self.patch_size
-        if not is_whole(self.image_size, patch_size) or self.image_size % patch_size:
-            raise InputError(
-                f"image_size is {self.image_size} but must be a multiple of {patch_size}, e.g. 224, 512 or 1024"
-            )
+            yield f"encoder has an unknown size {unknown[0]!r}; expected one of {', '.join(SIZES)}"
+        patch = self.patch_size
+        if not is_whole(self.image_size, patch) or self.image_size % patch:
+            yield f"image_size is {self.image_size} but must be a multiple of {patch}, e.g. 224, 512 or 1024"
         if self.in_channels not in (1, 3):
-            raise InputError(f"in_channels is {self.in_channels} but must be 1 (grey) or 3 (colour, or three slices)")
+            yield f"in_channels is {self.in_channels} but must be 1 (grey) or 3 (colour, or three slices)"
         if not is_whole(self.num_classes, 2):
-            raise InputError(f"num_classes is {self.num_classes} but counts the background too, so at least 2")
+            yield f"num_classes is {self.num_classes} but counts the background too, so at least 2"
 
-    def _check_decoder(self) -> None:
         if self.decoder not in DECODERS:
-            raise InputError(f"unknown decoder {self.decoder!r}; choose 'sam' or 'hierarchical'")
-        object.__setattr__(
-            self, "class_balanced_attention", flag(self.class_balanced_attention, "class_balanced_attention")
-        )
+            yield f"unknown decoder {self.decoder!r}; choose 'sam' or 'hierarchical'"
         if self.decoder != "hierarchical" and self.class_balanced_attention:
-            raise InputError("class_balanced_attention needs the hierarchical decoder; give decoder='hierarchical' too")
+            yield "class_balanced_attention needs the hierarchical decoder; give decoder='hierarchical' too"
         if self.decoder == "hierarchical" and self.decoder_rank:
-            raise InputError(
-                f"decoder_rank is {self.decoder_rank} but only SAM's decoder has experts; give decoder_rank=0"
-            )
+            yield f"decoder_rank is {self.decoder_rank} but only SAM's decoder has experts; give decoder_rank=0"
         if self.stage not in (2, 3):
-            raise InputError(f"stage is {self.stage!r} but must be 3 (mean of both stages) or 2 (second stage alone)")
+            yield f"stage is {self.stage!r} but must be 3 (mean of both stages) or 2 (second stage alone)"
 
-    def _check_experts(self) -> None:
-        object.__setattr__(self, "experts", _names(self.experts, "experts"))
         if len(set(self.experts)) < len(self.experts):
-            raise InputError(f"experts is {self.experts!r} but must be a list of different names, e.g. {list(LEVELS)}")
-        width = self.encoder_sizes.get("embed_dim", 768)
+            yield _not_names("experts", self.experts)
         if not is_whole(self.rank, 1) or not is_whole(self.decoder_rank, 0):
-            raise InputError(
-                f"rank is {self.rank} and decoder_rank {self.decoder_rank} but must be whole, at least 1 and 0"
-            )
-        if self.rank > width:
-            raise InputError(f"rank is {self.rank} but the encoder is {width} wide; choose a smaller rank, e.g. 4")
+            yield f"rank is {self.rank} and decoder_rank {self.decoder_rank} but must be whole, at least 1 and 0"
+        if self.rank > (width := self.encoder_sizes.get("embed_dim", 768)):
+            yield f"rank is {self.rank} but the encoder is {width} wide; choose a smaller rank, e.g. 4"
 
-    def _check_fusion(self) -> None:
-        object.__setattr__(self, "fusion_order", _names(self.fusion_order, "fusion_order"))
         if self.fusion not in (None, *FUSIONS):
-            raise InputError(f"unknown fusion {self.fusion!r}; choose 'attention', 'block' or null")
+            yield f"unknown fusion {self.fusion!r}; choose 'attention', 'block' or null"
         if unknown := [name for name in self.fusion_order if name not in (*LEVELS, *self.experts)]:
-            raise InputError(
-                f"fusion_order has {unknown[0]!r}, which is no level and no expert; choose among {', '.join(LEVELS)}"
-            )
+            yield f"fusion_order has {unknown[0]!r}, which is no level and no expert; choose among {', '.join(LEVELS)}"
         if self.fusion and sorted(self.levels) != sorted(self.experts):
-            raise InputError(
-                f"fusion needs every expert of {self.experts} once in fusion_order, which is {self.fusion_order}"
-            )
+            yield f"fusion needs every expert of {self.experts} once in fusion_order, which is {self.fusion_order}"
         if self.fusion and not self.experts:
-            raise InputError(f"fusion {self.fusion!r} needs experts, e.g. {LEVELS}")
+            yield f"fusion {self.fusion!r} needs experts, e.g. {LEVELS}"
         if self.fusion_width is not None and not is_whole(self.fusion_width, 1):
-            raise InputError(
-                f"fusion_width is {self.fusion_width} but must be at least 1, or null for the encoder's width"
-            )
+            yield f"fusion_width is {self.fusion_width} but must be at least 1, or null for the encoder's width"
 
 
 def _names(value: Sequence[str], option: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or any(not isinstance(name, str) for name in value):
-        raise InputError(f"{option} is {value!r} but must be a list of different names, e.g. {list(LEVELS)}")
+        raise InputError(_not_names(option, value))
     return tuple(value)
+
+
+def _not_names(option: str, value: Any) -> str:
+    return f"{option} is {value!r} but must be a list of different names, e.g. {list(LEVELS)}"

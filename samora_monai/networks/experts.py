@@ -22,11 +22,10 @@ LEVELS = ("image", "patch", "pixel")  # of SAMora; the single expert of SAMed an
 
 
 class Expert(nn.Module):
-    """A low-rank expert of one attention: adds `B_q A_q` to the query and `B_v A_v` to the value projection.
+    """Low-rank expert: adds `B_q A_q` to the query and `B_v A_v` to the value projection of an attention.
 
     Args:
-        dim: width of the tokens.
-        out_dim: width of queries and values.
+        dim, out_dim: width of the tokens, and of queries and values.
         rank: rank r of both products.
     """
 
@@ -36,10 +35,7 @@ class Expert(nn.Module):
         self.linear_b_q = nn.Linear(rank, out_dim, bias=False)
         self.linear_a_v = nn.Linear(dim, rank, bias=False)
         self.linear_b_v = nn.Linear(rank, out_dim, bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialise A uniformly and B to zero, so that a new expert leaves the output unchanged."""
+        # A uniform and B zero: a new expert leaves the output unchanged
         for a in (self.linear_a_q, self.linear_a_v):
             nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
         for b in (self.linear_b_q, self.linear_b_v):
@@ -51,11 +47,9 @@ class Expert(nn.Module):
 
 
 def add_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Add the deltas of all experts to the queries and values, in one branch.
+    """Add the deltas of all experts of an attention, of any ranks, to the queries and values, in one branch.
 
-    Args:
-        experts: experts of one attention; their ranks may differ.
-        x: `[..., dim]` tokens; q, v: `[..., out_dim]` from the base projection.
+    `x` are the tokens `[..., dim]`; `q` and `v` `[..., out_dim]` are from the base projection.
     """
     a_q = torch.cat([e.linear_a_q.weight for e in experts])  # [sum of ranks, dim]
     a_v = torch.cat([e.linear_a_v.weight for e in experts])
@@ -66,11 +60,9 @@ def add_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> t
 
 
 def branch_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Add the deltas of each expert to the queries and values, in one branch per expert.
+    """Add the deltas of each of L experts of equal rank to the queries and values, in one branch per expert.
 
-    Args:
-        experts: L experts of one attention, all of the same rank.
-        x: `[B, h, w, dim]` tokens; q, v: `[B, h, w, out_dim]` from the base projection, shared by all.
+    `x` are the tokens `[B, h, w, dim]`; `q` and `v` `[B, h, w, out_dim]` are from the base projection.
 
     Returns:
         queries and values, each `[L * B, h, w, out_dim]`, expert-major.

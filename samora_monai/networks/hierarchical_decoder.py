@@ -47,16 +47,12 @@ class HierarchicalDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding_noise = embedding_noise
-        self.transformer2 = TwoWayTransformer(2, dim, 8, 2048, self_attention_first=False, cross_dim=dim, dropout=0.2)
+        self.transformer2 = TwoWayTransformer(dim, self_attention_first=False, cross_dim=dim, dropout=0.2)
         self.mask_tokens = nn.Embedding(num_mask_tokens, dim)
         self.output_upscaling = output_upscaling(dim)
         self.skip_connect = nn.Sequential(
-            nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
-            LayerNorm2d(dim // 8),
-            nn.GELU(),
-            nn.ConvTranspose2d(dim // 8, dim // 16, kernel_size=2, stride=2),
-            LayerNorm2d(dim // 16),
-            nn.GELU(),
+            *(nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2), LayerNorm2d(dim // 8), nn.GELU()),
+            *(nn.ConvTranspose2d(dim // 8, dim // 16, kernel_size=2, stride=2), LayerNorm2d(dim // 16), nn.GELU()),
         )
         self.output_hypernetworks_mlps2 = nn.ModuleList(MLP(dim, dim, dim // 16, 5) for _ in range(num_mask_tokens))
         self.iou_prediction_head = MLP(dim, 256, num_mask_tokens, 3)
@@ -74,8 +70,7 @@ class HierarchicalDecoder(nn.Module):
 
         Args:
             image_embeddings: `[B, dim, G, G]`.
-            image_pe: `[1, dim, G, G]`.
-            dense_prompt_embeddings: `[1, dim, G, G]`, "no mask".
+            image_pe, dense_prompt_embeddings: `[1, dim, G, G]`; the latter is "no mask".
             first: output of the first decoder for the same images.
             label: `[B, 1, H, W]` class numbers, for the noise of `class_balanced_attention` in training.
 
@@ -86,13 +81,11 @@ class HierarchicalDecoder(nn.Module):
         prior = prior.softmax(1).flatten(2)  # [B, T, G * G]
         if self.training and self.embedding_noise:
             spread = image_embeddings.max() - image_embeddings.min()
-            noise = torch.randn_like(image_embeddings)
-            image_embeddings = image_embeddings + self.embedding_noise * spread * noise
+            image_embeddings = image_embeddings + self.embedding_noise * spread * torch.randn_like(image_embeddings)
         image = image_embeddings + dense_prompt_embeddings
-        if self.class_attention is None:
-            image = 2 * image
-        else:
-            image = image * (1 + self.class_attention(first.mask_tokens, first.image_tokens, label))
+        attention = self.class_attention
+        gate = 1 if attention is None else attention(first.mask_tokens, first.image_tokens, label)
+        image = (1 + gate) * image
         tokens, keys = self.transformer2(image, image_pe, self.mask_tokens.weight[None], prior)
         upscaled = self.output_upscaling(keys.transpose(1, 2).reshape(image.shape))
         pixels = self.skip_connect(torch.cat([upscaled, first.upscaled], 1))

@@ -8,8 +8,7 @@ With E_i the contribution of expert i to the block (its branch minus the base br
 
 Differs from the research release in:
 - no trailing LayerNorm and no biases: contributions of zero are fused into zero with any weights;
-- W_o starts at zero, so that fine-tuning starts from SAM with its highest expert instead of from noise
-  (`start="random"` is for measuring the difference);
+- W_o starts at zero, so that fine-tuning starts from SAM with its highest expert instead of from noise;
 - the width of the cross-attentions is an argument, because at full width HL-Attn is half as large as SAM.
 """
 
@@ -38,22 +37,21 @@ class CrossAttention(nn.Module):
         """target, source: `[B, h, w, dim]` -> `[B, h, w, dim]`."""
         k, v = self.kv(source).chunk(2, -1)
         pad = k.new_zeros(k.shape[-1])
-        return self.proj(windows.attend(_attention, self.q(target), k, v, self.num_heads, pad, pad))
+        return self.proj(windows.attend(self._attend, self.q(target), k, v, self.num_heads, pad, pad))
 
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, _: tuple[int, int]) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v)
+    @staticmethod
+    def _attend(q: Tensor, k: Tensor, v: Tensor, _: tuple[int, int]) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 class HLAttn(nn.Module):
     """Fuse the contributions of L experts into one, from the lowest level upwards.
 
     Args:
-        dim: width of the tokens.
-        num_heads: heads of the block's attention; the cross-attentions keep their head width.
+        dim, num_heads: of the block; the cross-attentions have heads of the same width.
         order: names of the experts from the lowest to the highest level.
         width: inner width of the cross-attentions; None is `dim`, as in the paper.
-        start: initial output projections: `"zero"` or `"random"`.
+        start: initial values of W_o: `"zero"` or `"random"`.
     """
 
     def __init__(
@@ -71,6 +69,5 @@ class HLAttn(nn.Module):
         """contributions: `[B, h, w, dim]` for each name of `order` -> `[B, h, w, dim]`."""
         low = contributions[self.order[0]]
         for name, cross in self.cross.items():
-            target = contributions[name]
-            low = target + cross(target, low, windows)
+            low = contributions[name] + cross(contributions[name], low, windows)
         return low

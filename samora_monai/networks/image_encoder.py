@@ -2,14 +2,14 @@
 
 SAM: https://arxiv.org/abs/2304.02643 (segment-anything, Apache-2.0); plain ViT detector: https://arxiv.org/abs/2203.16527.
 Differs from SAM's code in:
-- attention uses fused kernels (`rel_pos_attention`), and padded window tokens are not projected (`windows`);
-- a block may have experts (`experts`) and their fusion (`hl_attn`); without them it computes SAM's block.
+- attention uses fused kernels (`rel_pos_attention`) and does not project padded tokens (`windows`);
+- a block may have experts (`experts`) and fuse them (`hl_attn`); without experts it computes SAM's block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,12 @@ class Attention(nn.Module):
     """Multi-head attention with decomposed relative position and experts on queries and values.
 
     Args:
-        dim: width of the tokens.
-        num_heads: heads of width `dim / num_heads`.
+        dim, num_heads: width of the tokens, and number of heads.
         windows: windows of the token grid.
-        experts: names of the experts.
-        rank: rank of each expert.
+        experts, rank: names of the experts, and the rank of each.
     """
 
-    def __init__(self, dim: int, num_heads: int, windows: Windows, experts: Sequence[str] = (), rank: int = 4) -> None:
+    def __init__(self, dim: int, num_heads: int, windows: Windows, experts: Sequence[str], rank: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.windows = windows
@@ -46,18 +44,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised tokens `[B, h, w, dim]` -> `[B, h, w, dim]`, with the deltas of all experts in one branch."""
-        q, k, v = self._qkv(x)
+        q, k, v = self.qkv(x).chunk(3, -1)
         if len(self.experts):
             q, v = add_experts(self._experts(), x, q, v)
         return self.proj(self._attend(q, k, v))
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention of each branch, before the output projection.
-
-        Returns:
-            `[B, h, w, dim]` of the base and `[L, B, h, w, dim]` of the base with each expert.
-        """
-        q, k, v = self._qkv(x)
+        """Attention before its projection: `[B, h, w, dim]` of the base and `[L, B, h, w, dim]` with each expert."""
+        q, k, v = self.qkv(x).chunk(3, -1)
         count = len(self.experts)
         expert_q, expert_v = branch_experts(self._experts(), x, q, v)
         experts = self._attend(expert_q, k.repeat(count, 1, 1, 1), expert_v)
@@ -74,10 +68,6 @@ class Attention(nn.Module):
 
     def _experts(self) -> list[Expert]:
         return cast("list[Expert]", list(self.experts.values()))
-
-    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         def attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -98,12 +88,9 @@ class Block(nn.Module):
 
     Args:
         dim, num_heads, mlp_ratio: sizes of SAM's block.
-        windows: windows of the token grid.
-        experts, rank: names and rank of the experts.
+        windows, experts, rank: see `Attention`.
         fusion: None (the deltas of the experts are added), `"attention"` or `"block"`.
-        fusion_order: names of the experts from the lowest to the highest level.
-        fusion_width: inner width of HL-Attn, None for `dim`.
-        fusion_start: initial output projections of HL-Attn, `"zero"` or `"random"`.
+        hl_attn: `order`, `width` and `start` of `HLAttn`; not used without a fusion.
     """
 
     def __init__(
@@ -112,21 +99,18 @@ class Block(nn.Module):
         num_heads: int,
         mlp_ratio: float,
         windows: Windows,
-        experts: Sequence[str] = (),
-        rank: int = 4,
-        fusion: str | None = None,
-        fusion_order: Sequence[str] = (),
-        fusion_width: int | None = None,
-        fusion_start: str = "zero",
+        experts: Sequence[str],
+        rank: int,
+        fusion: str | None,
+        **hl_attn: Any,
     ) -> None:
         super().__init__()
-        self.windows = windows
         self.fusion = fusion
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, windows, experts, rank)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLPBlock(dim, int(dim * mlp_ratio))
-        self.hl_attn = HLAttn(dim, num_heads, tuple(fusion_order), fusion_width, fusion_start) if fusion else None
+        self.hl_attn = HLAttn(dim, num_heads, **hl_attn) if fusion else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, h, w, dim]` -> `[B, h, w, dim]`."""
@@ -141,14 +125,13 @@ class Block(nn.Module):
         base, experts = (t + self.mlp(self.norm2(t)) for t in (base, experts))
         return base + self._fuse(experts - base)
 
-    def _fuse(self, contributions: Tensor) -> Tensor:
-        """E_i `[L, B, h, w, dim]` -> E `[B, h, w, dim]`."""
+    def _fuse(self, contributions: Tensor) -> Tensor:  # E_i `[L, B, h, w, dim]` -> E `[B, h, w, dim]`
         assert self.hl_attn is not None
-        return self.hl_attn(dict(zip(self.attn.experts, contributions, strict=True)), self.windows)
+        return self.hl_attn(dict(zip(self.attn.experts, contributions, strict=True)), self.attn.windows)
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of patches of 16 x 16 pixels: `[B, C, S, S]` -> `[B, S/16, S/16, dim]`."""
+    """Linear embedding of patches of 16 x 16 pixels: `[B, 3, S, S]` -> `[B, S/16, S/16, dim]`."""
 
     def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
         super().__init__()
@@ -163,9 +146,9 @@ class ImageEncoder(nn.Module):
 
     Args:
         image_size: side S of the square input, a multiple of `patch_size`.
-        embed_dim, depth, num_heads, mlp_ratio, window_size, global_attn_indexes: as in SAM.
-        patch_size, in_chans, out_chans: 16, 3 and 256 in SAM.
-        experts, rank, fusion, fusion_order, fusion_width, fusion_start: see `Block`.
+        embed_dim, depth, num_heads, mlp_ratio, window_size, global_attn_indexes, patch_size, in_chans, out_chans: as in
+            SAM.
+        experts, rank, fusion, hl_attn: see `Block`.
         gradient_checkpointing: recompute the blocks in the backward pass, which saves memory.
     """
 
@@ -184,13 +167,10 @@ class ImageEncoder(nn.Module):
         experts: Sequence[str] = (),
         rank: int = 4,
         fusion: str | None = None,
-        fusion_order: Sequence[str] = (),
-        fusion_width: int | None = None,
-        fusion_start: str = "zero",
         gradient_checkpointing: bool = False,
+        **hl_attn: Any,
     ) -> None:
         super().__init__()
-        self.image_size = image_size
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.experts = tuple(experts)
@@ -201,20 +181,9 @@ class ImageEncoder(nn.Module):
         grid = image_size // patch_size
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, embed_dim))
+        windows = [Windows(grid, 0 if i in self.global_attn_indexes else window_size) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio,
-                Windows(grid, 0 if i in self.global_attn_indexes else window_size),
-                experts,
-                rank,
-                fusion,
-                fusion_order,
-                fusion_width,
-                fusion_start,
-            )
-            for i in range(depth)
+            Block(embed_dim, num_heads, mlp_ratio, w, experts, rank, fusion, **hl_attn) for w in windows
         )
         self.neck = nn.Sequential(
             nn.Conv2d(embed_dim, out_chans, kernel_size=1, bias=False),
@@ -232,28 +201,21 @@ class ImageEncoder(nn.Module):
     def tokens(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
         """Outputs of the given blocks, before the neck: `[B, 3, S, S]` -> for each block `[B, S/16, S/16, dim]`.
 
-        Args:
-            blocks: increasing block indices; negative ones count from the end.
+        `blocks` are increasing indices; negative ones count from the end.
         """
         wanted = {i % len(self.blocks) for i in blocks}
         outputs = []
         x = self.patch_embed(x) + self.pos_embed
         for i, block in enumerate(self.blocks):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
             if i in wanted:
                 outputs.append(x)
         return outputs
 
     @torch.no_grad()
     def merge_experts(self) -> None:
-        """Merge the experts into the base weights and remove them: the same function at the cost of SAM's encoder.
-
-        Raises:
-            InputError: the experts are fused by HL-Attn, which base weights cannot represent.
-        """
+        """Merge the experts into the base weights and remove them: the same function at the cost of SAM's encoder."""
         if self.fusion:
             raise InputError("experts that HL-Attn fuses cannot be merged into the base weights")
         for block in cast("list[Block]", list(self.blocks)):

@@ -64,7 +64,7 @@ class MaskDecoder(nn.Module):
     def __init__(self, dim: int, num_mask_tokens: int, rank: int = 0, self_attention_first: bool = True) -> None:
         super().__init__()
         self.num_mask_tokens = num_mask_tokens
-        self.transformer = TwoWayTransformer(2, dim, 8, 2048, rank, self_attention_first)
+        self.transformer = TwoWayTransformer(dim, rank, self_attention_first)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(num_mask_tokens, dim)
         self.output_upscaling = output_upscaling(dim)
@@ -80,24 +80,9 @@ class MaskDecoder(nn.Module):
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
         """As in SAM: the single mask (token 0) or the multi-masks (tokens 1 and up), with their predicted IoU."""
-        masks, iou = self.predict_masks(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
-        return masks[:, chosen], iou[:, chosen]
-
-    def predict_masks(
-        self,
-        image_embeddings: Tensor,
-        image_pe: Tensor,
-        sparse_prompt_embeddings: Tensor,
-        dense_prompt_embeddings: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Predict the masks of all tokens; for the arguments see `decode`.
-
-        Returns:
-            mask logits `[max(B, n), T, 4 G, 4 G]` and predicted IoU `[max(B, n), T]`.
-        """
         decoded = self.decode(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
-        return decoded.masks, self.iou_prediction_head(decoded.quality_token)
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        return decoded.masks[:, chosen], self.iou_prediction_head(decoded.quality_token)[:, chosen]
 
     def decode(
         self,
@@ -111,8 +96,10 @@ class MaskDecoder(nn.Module):
         Args:
             image_embeddings: `[B, dim, G, G]`; B = 1 with n prompts, or any B with n = 1.
             image_pe: `[1, dim, G, G]`.
-            sparse_prompt_embeddings: `[n, tokens, dim]`.
-            dense_prompt_embeddings: `[n, dim, G, G]`.
+            sparse_prompt_embeddings, dense_prompt_embeddings: `[n, tokens, dim]` and `[n, dim, G, G]`.
+
+        Returns:
+            the masks and features of max(B, n) images or prompts.
         """
         tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = tokens.expand(len(sparse_prompt_embeddings), -1, -1)

@@ -46,28 +46,21 @@ class PromptEncoder(nn.Module):
         embed_dim: width of the embeddings (256).
         grid: side G of the image embedding.
         image_size: side of the padded network input; points and boxes are in its pixels.
-        mask_in_chans: hidden channels for mask prompts.
-        num_point_embeddings: 4 in SAM, 11 in H-SAM; prompt-free segmentation uses none.
+        num_point_embeddings: 4 in SAM, 11 in H-SAM, which uses none of them.
     """
 
-    def __init__(
-        self, embed_dim: int, grid: int, image_size: int, mask_in_chans: int = 16, num_point_embeddings: int = 4
-    ) -> None:
+    def __init__(self, embed_dim: int, grid: int, image_size: int, num_point_embeddings: int = 4) -> None:
         super().__init__()
         self.grid = grid
         self.image_size = image_size
         self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
-        # see `_label_embedding`
+        # 0 background point, 1 foreground point, 2 and 3 the corners of a box
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(num_point_embeddings))
         self.not_a_point_embed = nn.Embedding(1, embed_dim)
         self.mask_downscaling = nn.Sequential(
-            nn.Conv2d(1, mask_in_chans // 4, kernel_size=2, stride=2),
-            LayerNorm2d(mask_in_chans // 4),
-            nn.GELU(),
-            nn.Conv2d(mask_in_chans // 4, mask_in_chans, kernel_size=2, stride=2),
-            LayerNorm2d(mask_in_chans),
-            nn.GELU(),
-            nn.Conv2d(mask_in_chans, embed_dim, kernel_size=1),
+            *(nn.Conv2d(1, 4, kernel_size=2, stride=2), LayerNorm2d(4), nn.GELU()),
+            *(nn.Conv2d(4, 16, kernel_size=2, stride=2), LayerNorm2d(16), nn.GELU()),
+            nn.Conv2d(16, embed_dim, kernel_size=1),
         )
         self.no_mask_embed = nn.Embedding(1, embed_dim)
 
@@ -104,7 +97,6 @@ class PromptEncoder(nn.Module):
         return torch.cat(sparse, 1), dense
 
     def _label_embedding(self, label: int) -> Tensor:
-        """0 background point, 1 foreground point, 2 and 3 the corners of a box."""
         return cast(nn.Embedding, self.point_embeddings[label]).weight
 
     def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:

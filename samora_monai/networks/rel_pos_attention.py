@@ -2,7 +2,7 @@
 
 Source: segment-anything (https://arxiv.org/abs/2304.02643), after MViTv2 (https://arxiv.org/abs/2112.01526).
 
-    logits[(y, x), (v, u)] = scale * q . k + q[y, x] . Rh[y - v] + q[y, x] . Rw[x - u]        (q unscaled in Rh, Rw)
+    logits[(y, x), (v, u)] = scale * q . k + q[y, x] . Rh[y - v] + q[y, x] . Rw[x - u]
 
 Differs from SAM's code in: it uses torch's fused kernels, in two exact forms (measured in benchmarks/speed.py):
 - the position terms are an additive bias, computed for a few heads at a time so that it stays in the processor's cache;
@@ -24,14 +24,9 @@ PART = 2**19  # elements of the bias computed at once: 2 MB in float32
 
 
 def relative_rows(table: Tensor, size: int) -> Tensor:
-    """Rows of a relative-position table for each pair of positions on one axis.
+    """Rows of a table for query position i and key position j on one axis: `[rows, head_dim]` -> `[i, j, head_dim]`.
 
-    Args:
-        table: `[rows, head_dim]`; resized linearly along rows unless it has `2 * size - 1` rows.
-        size: side of the window or grid.
-
-    Returns:
-        `[size, size, head_dim]`, entry `[i, j]` for query position i and key position j.
+    The table is resized linearly along rows unless it has `2 * size - 1` rows; `size` is the side of the window.
     """
     rows = 2 * size - 1
     if table.shape[0] != rows:
@@ -121,7 +116,7 @@ class _BiasedAttention(torch.autograd.Function):
             grad_logits.addcmul_(weights, grad_logits.sum(-1, keepdim=True), value=-1)
             grad_k[part] = (grad_logits.mT @ query).mul_(scale).view_as(k[part])
             grid = grad_logits.view(*q[part].shape[:2], len(rows_h), len(rows_w), *[rows_h.shape[1]] * 2)
-            grad_rel_h, grad_rel_w = grid.sum(-1), grid.sum(-2)  # grid is [b, n, y, x, v, u]
+            grad_rel_h, grad_rel_w = grid.sum(-1), grid.sum(-2)  # of [b, n, y, x, v, u]
             content = (grad_logits @ key).mul_(scale).view_as(q[part])
             position = torch.einsum("bnyxv,yvc->bnyxc", grad_rel_h, rows_h)
             position += torch.einsum("bnyxu,xuc->bnyxc", grad_rel_w, rows_w)

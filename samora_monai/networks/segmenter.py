@@ -30,8 +30,7 @@ class Segmenter(StrictlyLoaded):
     """SAM's three parts under SAM's names: images in, class logits out.
 
     Args:
-        image_encoder, prompt_encoder, mask_decoder: the parts.
-        mask_decoder2: H-SAM's second decoder, if any.
+        image_encoder, prompt_encoder, mask_decoder, mask_decoder2: the parts; the last is H-SAM's second decoder.
         image_size: side S of the network's square input.
         in_channels: 1 (grey, repeated to three channels) or 3.
         pixel_mean, pixel_std: statistics of each channel, for images in [0, 1].
@@ -43,12 +42,12 @@ class Segmenter(StrictlyLoaded):
         image_encoder: ImageEncoder,
         prompt_encoder: PromptEncoder,
         mask_decoder: MaskDecoder,
+        mask_decoder2: HierarchicalDecoder | None,
         image_size: int,
         in_channels: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        mask_decoder2: HierarchicalDecoder | None = None,
-        stage: int = 3,
+        stage: int,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -60,8 +59,8 @@ class Segmenter(StrictlyLoaded):
         self.in_channels = in_channels
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).reshape(-1, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).reshape(-1, 1, 1))
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1))
 
     @property
     def num_classes(self) -> int:
@@ -95,9 +94,7 @@ class Segmenter(StrictlyLoaded):
             label: `[B, 1, h, w]` class numbers; only used by class-balanced attention in training.
 
         Returns:
-            logits `[B, num_classes, H, W]` in evaluation. In training the logits of each decoder at its own resolution:
-            `[B, num_classes, S/4, S/4]` with SAM's decoder; a list of these and `[B, num_classes, S, S]` with the
-            hierarchical one.
+            logits `[B, num_classes, H, W]` in evaluation; in training those of `stage_logits`, two as a list.
         """
         stages = self.stage_logits(x, label)
         if self.training:
@@ -117,10 +114,6 @@ class Segmenter(StrictlyLoaded):
         if self.mask_decoder2 is None:
             return (first.masks,)
         return first.masks, self.mask_decoder2.predict_masks(embedding, pe, dense, first, label)[0]
-
-    def low_res_logits(self, x: Tensor) -> Tensor:
-        """Logits of the first decoder: `[B, in_channels, H, W]` in [0, 1] -> `[B, num_classes, S/4, S/4]`."""
-        return self.stage_logits(x)[0]
 
     def encode(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
         """`[B, in_channels, H, W]` in [0, 1] -> tokens `[B, S/16, S/16, dim]` after each of `blocks`, as `tokens`."""
@@ -147,20 +140,15 @@ class Segmenter(StrictlyLoaded):
         Returns:
             for each image `mask_logits` `[n, T, H, W]` (a mask is where they exceed 0), `iou_predictions`
             `[n, T]` and `low_res_logits` `[n, T, S/4, S/4]`, for use as the next `mask_inputs`.
-
-        Raises:
-            InputError: the decoder is the hierarchical one, which takes no prompts; an image is too large.
         """
         if self.mask_decoder2 is not None:
             raise InputError("the hierarchical decoder takes no prompts; build the network with decoder='sam'")
         embeddings = self.image_encoder(torch.stack([self._pad(r["image"]) for r in records]))
-        results = []
+        pe, results = self.prompt_encoder.get_dense_pe(), []
         for record, embedding in zip(records, embeddings, strict=True):
             points = (record["point_coords"], record["point_labels"]) if "point_coords" in record else None
             sparse, dense = self.prompt_encoder(points, record.get("boxes"), record.get("mask_inputs"))
-            low_res, iou = self.mask_decoder(
-                embedding[None], self.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output
-            )
+            low_res, iou = self.mask_decoder(embedding[None], pe, sparse, dense, multimask_output)
             height, width = record["image"].shape[-2:]
             masks = F.interpolate(low_res, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
             size = tuple(record.get("original_size", (height, width)))

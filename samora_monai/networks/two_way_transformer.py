@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from samora_monai.networks.experts import Expert
 from samora_monai.networks.layers import MLPBlock
 
+DEPTH, NUM_HEADS, MLP_DIM = 2, 8, 2048  # of every two-way transformer in SAM and H-SAM
+
 
 class TokenAttention(nn.Module):
     """Attention between two sets of tokens; in SAM the inner width of the cross-attentions is half the token width.
 
     Args:
-        dim: width of the tokens.
-        inner_dim: inner width.
-        num_heads: number of heads.
+        dim, inner_dim, num_heads: width of the tokens, inner width, and number of heads.
         rank: rank of the expert on q and v, 0 for none.
     """
 
@@ -57,28 +57,19 @@ class TwoWayAttentionBlock(nn.Module):
     """Self-attention of the tokens, tokens to image, MLP on the tokens, image to tokens; see `TwoWayTransformer`."""
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_dim: int,
-        first: bool,
-        rank: int = 0,
-        self_attention_first: bool = True,
-        cross_dim: int | None = None,
-        dropout: float = 0.0,
+        self, dim: int, first: bool, rank: int, self_attention_first: bool, cross_dim: int, dropout: float
     ) -> None:
         super().__init__()
-        cross_dim = cross_dim or dim // 2
         self.first = first
         self.self_attention_first = self_attention_first
-        self.self_attn = TokenAttention(dim, dim, num_heads, rank)
+        self.self_attn = TokenAttention(dim, dim, NUM_HEADS, rank)
         self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn_token_to_image = TokenAttention(dim, cross_dim, num_heads, rank)
+        self.cross_attn_token_to_image = TokenAttention(dim, cross_dim, NUM_HEADS, rank)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLPBlock(dim, mlp_dim, nn.ReLU)
+        self.mlp = MLPBlock(dim, MLP_DIM, nn.ReLU)
         self.norm3 = nn.LayerNorm(dim)
         self.norm4 = nn.LayerNorm(dim)
-        self.cross_attn_image_to_token = TokenAttention(dim, cross_dim, num_heads, rank)
+        self.cross_attn_image_to_token = TokenAttention(dim, cross_dim, NUM_HEADS, rank)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -106,8 +97,7 @@ class TwoWayTransformer(nn.Module):
     """A stack of two-way blocks, and a final attention of the tokens to the image.
 
     Args:
-        depth: number of blocks.
-        dim, num_heads, mlp_dim: width of the tokens, heads of every attention, width of the MLPs.
+        dim: width of the tokens.
         rank: rank of the experts on q and v of all attentions, 0 for none.
         self_attention_first: SAM's order; in H-SAM the tokens attend to the image before they attend to each other.
         cross_dim: inner width of the cross-attentions in the blocks; None is `dim / 2`, as in SAM.
@@ -116,21 +106,16 @@ class TwoWayTransformer(nn.Module):
 
     def __init__(
         self,
-        depth: int,
         dim: int,
-        num_heads: int,
-        mlp_dim: int,
         rank: int = 0,
         self_attention_first: bool = True,
         cross_dim: int | None = None,
-        dropout: float = 0.0,
+        dropout: float = 0,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            TwoWayAttentionBlock(dim, num_heads, mlp_dim, i == 0, rank, self_attention_first, cross_dim, dropout)
-            for i in range(depth)
-        )
-        self.final_attn_token_to_image = TokenAttention(dim, dim // 2, num_heads, rank)
+        options = (rank, self_attention_first, cross_dim or dim // 2, dropout)
+        self.layers = nn.ModuleList(TwoWayAttentionBlock(dim, i == 0, *options) for i in range(DEPTH))
+        self.final_attn_token_to_image = TokenAttention(dim, dim // 2, NUM_HEADS, rank)
         self.norm_final_attn = nn.LayerNorm(dim)
 
     def forward(
@@ -139,8 +124,7 @@ class TwoWayTransformer(nn.Module):
         """Update tokens and image.
 
         Args:
-            image_embedding: `[B, dim, G, G]`.
-            image_pe: `[1 or B, dim, G, G]`.
+            image_embedding, image_pe: `[B, dim, G, G]` and `[1 or B, dim, G, G]`.
             point_embedding: tokens `[B or 1, n, dim]`, which are also their positional encoding.
             prior: `[B, n, G * G]`, multiplies the weights of the cross-attentions in the blocks, in both directions.
 

@@ -36,16 +36,11 @@ class Windows:
     def attend(
         self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, num_heads: int, pad_k: Tensor, pad_v: Tensor
     ) -> Tensor:
-        """Attend within each window.
+        """Attend within each window: `[B, h, w, C]` -> `[B, h, w, C]`.
 
         Args:
             attention: computes the attention of many windows of one shape.
-            q, k, v: `[B, h, w, C]`.
-            num_heads: number of heads.
             pad_k, pad_v: key and value of a padded token, `[C]`.
-
-        Returns:
-            `[B, h, w, C]`.
         """
         out = q.new_empty(q.shape)
         for area in self.areas:

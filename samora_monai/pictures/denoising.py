@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from samora_monai.errors import InputError
 from samora_monai.pictures.expert import ExpertPictures, upright
-from samora_monai.pictures.panels import Panel, save_panels
+from samora_monai.pictures.panels import Panel
 
 
 class FixedNoised(MapTransform):
-    """Add Gaussian noise that is the same in every run and for all cases of one shape.
+    """Add Gaussian noise, the same in every run and for all tensors of one shape.
 
     Args:
         keys: keys of tensors.
@@ -39,8 +39,7 @@ class FixedNoised(MapTransform):
         """Values in [0, 1] -> the same shape, not clipped."""
         d = dict(data)
         for key in self.key_iterator(d):
-            noise = torch.randn(d[key].shape, generator=torch.Generator().manual_seed(0))
-            d[key] = d[key] + self.sigma * noise
+            d[key] = d[key] + self.sigma * torch.randn(d[key].shape, generator=torch.Generator().manual_seed(0))
         return d
 
 
@@ -57,27 +56,23 @@ def likeness(pictures: Tensor, clean: Tensor) -> tuple[list[float], list[float]]
 
 
 class DenoisingPictures(ExpertPictures):
-    """Handler that draws three slices of a case: clean, noisy and denoised.
+    """Handler that draws three slices of a case, each clean, noisy and denoised.
 
     The evaluator's output holds the noisy image, the clean label and the denoised prediction, each `[1, X, Y, K]`.
-
-    Args:
-        output_dir: folder of the pictures `<case>.png`.
     """
 
-    def draw(self, path: Path, case: Mapping[str, Any], output: Mapping[str, Any]) -> str:
-        """See `ExpertPictures`; the scores in the log are means over the slices."""
+    def draw(self, case: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        """Draw a row for each slice, and log the means of PSNR and SSIM over the slices."""
         noisy, clean, denoised = (output[key].movedim(-1, 0).cpu() for key in (Keys.IMAGE, Keys.LABEL, Keys.PRED))
         scores = [likeness(pictures, clean) for pictures in (noisy, denoised)]
-        width, height = case["extent"].tolist()
+        extent = tuple(case["extent"].tolist())
         rows = []
         for k, index in enumerate(case["slices"].tolist()):
-            place = f"slice {index}\nclean" if len(clean) > 1 else "clean"
-            row = [Panel(upright(clean[k, 0]), place, (width, height))]
+            row = [Panel(upright(clean[k, 0]), f"slice {index}\nclean" if len(clean) > 1 else "clean", extent)]
             for name, pictures, (psnr, ssim) in zip(("noisy", "denoised"), (noisy, denoised), scores, strict=True):
                 title = f"{name}\nPSNR {psnr[k]:.1f} dB   SSIM {ssim[k]:.3f}"
-                row.append(Panel(upright(pictures[k, 0]), title, (width, height)))
+                row.append(Panel(upright(pictures[k, 0]), title, extent))
             rows.append(row)
-        save_panels(path, rows, f"{case['case']}: denoised through the pixel expert")
-        (before, similar), (after, more_similar) = ([sum(s) / len(s) for s in score] for score in scores)
-        return f"PSNR {before:.1f} -> {after:.1f} dB, SSIM {similar:.3f} -> {more_similar:.3f}"
+        (psnr_before, ssim_before), (psnr_after, ssim_after) = ([fmean(values) for values in score] for score in scores)
+        result = f"PSNR {psnr_before:.1f} -> {psnr_after:.1f} dB, SSIM {ssim_before:.3f} -> {ssim_after:.3f}"
+        self.save(case["case"], case["path"], rows, "denoised through the pixel expert", result)

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -31,11 +31,12 @@ from samora_monai.errors import InputError
 from samora_monai.networks import Segmenter
 from samora_monai.networks.image_encoder import Block
 from samora_monai.networks.segmenter import resize_image
+from samora_monai.pictures.panels import Panel, save_panels
 
 logger = logging.getLogger(__name__)
 
-QUARTILES = (0.25, 0.5, 0.75)  # positions of the three slices of a case in its content
-MIN_CONTENT = 0.05  # least part of a slice above `CONTENT_ABOVE`; the default of training
+QUARTILES = (0.25, 0.5, 0.75)  # positions of the three slices of a case among those with content
+MIN_CONTENT = 0.05  # smallest part of a slice above `CONTENT_ABOVE`; the default of training
 
 
 def find_cases_to_show(dataset_dir: str | os.PathLike[str]) -> list[dict[str, str]]:
@@ -111,8 +112,8 @@ class PickSlicesd(MapTransform):
         return d
 
 
-class PictureLog:
-    """Paths of the pictures, and a log line for each: `[3/12] ct_003.nii.gz -> eval/ct_003.png  4.2 s  ...`.
+class ExpertPictures(ABC):
+    """Evaluator handler that draws `<output_dir>/<case>.png` for each case.
 
     Args:
         output_dir: folder of the pictures.
@@ -120,62 +121,41 @@ class PictureLog:
 
     def __init__(self, output_dir: str | os.PathLike[str]) -> None:
         self.output_dir = absolute(output_dir)
-        self.start()
-
-    def start(self) -> None:
-        """Start the clock of the first case."""
-        self.since = time.monotonic()
-
-    def path_of(self, case: str) -> Path:
-        """The path of the picture of a case."""
-        return self.output_dir / f"{case}.png"
-
-    def done(self, index: int, count: int, scan: str, case: str, words: str) -> None:
-        """Log that a picture is written, and start the clock of the next case."""
-        seconds, self.since = time.monotonic() - self.since, time.monotonic()
-        logger.info(f"[{index}/{count}] {scan} -> {self.path_of(case)}  {seconds:.1f} s  {words}")
-
-
-class ExpertPictures(ABC):
-    """Evaluator handler that draws `<output_dir>/<case>.png` after each case.
-
-    Args:
-        output_dir: folder of the pictures.
-    """
-
-    def __init__(self, output_dir: str | os.PathLike[str]) -> None:
-        self.log = PictureLog(output_dir)
 
     def attach(self, engine: Evaluator) -> None:
         """Draw the cases of `engine`, an evaluator that decollates."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._started)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._completed)
 
-    def _started(self, engine: Evaluator) -> None:
-        self.log.start()
+    def start(self, engine: Evaluator) -> None:
+        """Start the clock and the count of the pictures."""
+        self.since, self.drawn, self.count = time.monotonic(), 0, engine.state.epoch_length
 
     def _completed(self, engine: Evaluator) -> None:
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
-            words = self.draw(self.log.path_of(case["case"]), case, output)
-            self.log.done(engine.state.iteration, engine.state.epoch_length, case["path"], case["case"], words)
+            self.draw(case, output)
 
     @abstractmethod
-    def draw(self, path: Path, case: Mapping[str, Any], output: Mapping[str, Any]) -> str:
-        """Write the picture of one case.
+    def draw(self, case: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        """Draw one case, or keep it for the end of the epoch.
 
         Args:
-            path: of the picture.
-            case: the preprocessed item, with `case`, `slices` `[K]` and `extent` `[2]`.
+            case: the preprocessed item: `case`, `path`, and, of `PickSlicesd`, `slices` `[K]` and `extent` `[2]`.
             output: `image`, `label` and `pred` of the evaluator, without the batch axis.
-
-        Returns:
-            a description of the result, for the log.
         """
+
+    def save(self, case: str, scan: str, rows: Sequence[Sequence[Panel]], title: str, result: str) -> None:
+        """Write the picture of a case and log `[3/12] ct_003.nii.gz -> eval/ct_003.png  4.2 s  RESULT`."""
+        path = self.output_dir / f"{case}.png"
+        save_panels(path, rows, f"{case}: {title}")
+        self.drawn += 1
+        seconds, self.since = time.monotonic() - self.since, time.monotonic()
+        logger.info(f"[{self.drawn}/{self.count}] {scan} -> {path}  {seconds:.1f} s  {result}")
 
 
 @contextmanager
 def without_experts(segmenter: Segmenter) -> Iterator[None]:
-    """Remove the experts from the encoder within the block, so that it computes its base alone."""
+    """Remove the experts from the encoder within the block, so that only its base is computed."""
     attentions = [cast(Block, block).attn for block in segmenter.image_encoder.blocks]
     experts = [attention.experts for attention in attentions]
     try:

@@ -32,19 +32,13 @@ class UNETRDecoder(nn.Module):
     def __init__(self, dim: int, feature_size: int = 32) -> None:
         super().__init__()
         n = feature_size
-        kinds: dict[str, Any] = {
-            "kernel_size": 3,
-            "upsample_kernel_size": 2,
-            "norm_name": "instance",
-        }
+        kind: dict[str, Any] = {"kernel_size": 3, "upsample_kernel_size": 2, "norm_name": "instance", "res_block": True}
 
         def skip(channels: int, doublings: int) -> nn.Module:
-            return UnetrPrUpBlock(
-                2, dim, channels, num_layer=doublings - 1, stride=1, conv_block=True, res_block=True, **kinds
-            )
+            return UnetrPrUpBlock(2, dim, channels, num_layer=doublings - 1, stride=1, conv_block=True, **kind)
 
         def up(in_channels: int, channels: int) -> nn.Module:
-            return UnetrUpBlock(2, in_channels, channels, res_block=True, **kinds)
+            return UnetrUpBlock(2, in_channels, channels, **kind)
 
         self.skips = nn.ModuleList([skip(8 * n, 1), skip(4 * n, 2), skip(2 * n, 3)])  # to 1/8, 1/4 and 1/2 of the image
         self.ups = nn.ModuleList([up(dim, 8 * n), up(8 * n, 4 * n), up(4 * n, 2 * n)])
@@ -59,13 +53,13 @@ class UNETRDecoder(nn.Module):
 
 
 class DenoisingStudent(nn.Module):
-    """D(G(x)): SAM's encoder with one expert, and the decoder on its tokens after each quarter of its depth.
+    """D(G(x)): SAM's encoder with one expert, and the decoder on the tokens after each quarter of its blocks.
 
-    These are the global-attention blocks of SAM's presets.
+    In SAM's presets, these are the outputs of the blocks with global attention.
 
     Args:
         segmenter: a network of `build_segmenter` with one expert and `train="experts"`.
-        feature_size: of the decoder.
+        feature_size: channels of the decoder's last layer, see `UNETRDecoder`.
     """
 
     def __init__(self, segmenter: Segmenter, feature_size: int = 32) -> None:
@@ -80,7 +74,7 @@ class DenoisingStudent(nn.Module):
         return f"{self.segmenter.describe_encoder()}; U-Net decoder on blocks {', '.join(map(str, self.taps))}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, in_channels, H, W]`, in [0, 1] plus noise -> denoised `[B, 1, H, W]`, not clipped."""
+        """Noisy images `[B, in_channels, H, W]`, [0, 1] before the noise -> denoised `[B, 1, H, W]`, not clipped."""
         clean = self.decoder(self.segmenter.encode(x, self.taps))
         if clean.shape[-2:] == x.shape[-2:]:
             return clean
@@ -90,9 +84,9 @@ class DenoisingStudent(nn.Module):
 class DenoisingLoss(nn.Module):
     """`(1 - w) MSE + w (1 - Dice)` on images in [0, 1].
 
-    The Dice `2 sum(p t) / (sum(p^2) + sum(t^2))` of each image has its maximum at p = t. The loss of the research
-    release, w = 0.9 and a Dice with plain sums on standardised images, does not: there, a prediction of the brightest
-    1 % alone scores better than the clean image.
+    The Dice of each image, `2 sum(p t) / (sum(p^2) + sum(t^2))`, has its maximum at p = t. Differs from the research
+    release in: its Dice has plain sums in the denominator, on standardised images, and with w = 0.9 a prediction of the
+    brightest 1 % alone scores better than the clean image.
 
     Args:
         dice_weight: w, 0 to 1; 0 is the mean squared error alone.

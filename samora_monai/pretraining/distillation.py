@@ -7,8 +7,9 @@ The student is SAM's frozen encoder with one expert and one linear head, as in E
 
 Differs from the published formula in:
 - targets are normalised by a LayerNorm without parameters (optional), because the channels of a teacher differ in scale
-  by orders of magnitude; a prediction of zero then has a loss of 1 at both levels;
-- so are the features before the head: no norm follows SAM's last block, and its residual stream is large.
+  by orders of magnitude; the loss of a prediction of zero is then 1 at both levels;
+- the student's features are normalised in the same way before the head, because no norm follows SAM's last block, whose
+  outputs are large.
 Differs from the research release in:
 - the student's features are those of the last block, where the experts act, not those of the neck;
 - tokens of student and teacher are compared at the same position, and the teacher has no random projection.
@@ -26,6 +27,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from samora_monai.networks import Segmenter
+from samora_monai.networks.segmenter import resize_image
 from samora_monai.settings import flag
 
 
@@ -35,7 +37,7 @@ class EncoderFeatures(nn.Module):
     Args:
         segmenter: the network that holds the encoder; its decoder is not used.
         pooled: return the mean over all tokens.
-        grid: resize the tokens to `grid` x `grid` positions (antialiased).
+        grid: resize the tokens to `grid` x `grid` positions.
     """
 
     def __init__(self, segmenter: Segmenter, pooled: bool = False, grid: int | None = None) -> None:
@@ -43,7 +45,6 @@ class EncoderFeatures(nn.Module):
         self.segmenter = segmenter
         self.pooled = pooled
         self.grid = grid
-        self.out_dim = segmenter.image_encoder.embed_dim
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, in_channels, H, W]` in [0, 1] -> `[B, dim]` if pooled, else `[B, dim, g, g]`."""
@@ -51,9 +52,7 @@ class EncoderFeatures(nn.Module):
         if self.pooled:
             return tokens.mean((1, 2))
         tokens = tokens.permute(0, 3, 1, 2)
-        if self.grid is None or tokens.shape[-2:] == (self.grid, self.grid):
-            return tokens
-        return F.interpolate(tokens, (self.grid, self.grid), mode="bilinear", align_corners=False, antialias=True)
+        return tokens if self.grid is None else resize_image(tokens, (self.grid, self.grid))
 
 
 class DistillationStudent(nn.Module):
@@ -62,14 +61,14 @@ class DistillationStudent(nn.Module):
     Args:
         segmenter: a network of `build_segmenter` with one expert and `train="experts"`.
         out_dim: width D of the teacher's features.
-        pooled: one feature vector for a slice (image level) in place of one for each token (patch level).
-        grid: side of the teacher's token grid, for the patch level.
+        pooled: predict one feature vector per slice (image level) instead of one per token (patch level).
+        grid: side of the teacher's token grid (patch level).
     """
 
     def __init__(self, segmenter: Segmenter, out_dim: int, pooled: bool = False, grid: int | None = None) -> None:
         super().__init__()
         self.features = EncoderFeatures(segmenter, pooled, grid)
-        self.head = nn.Linear(self.features.out_dim, out_dim)
+        self.head = nn.Linear(segmenter.image_encoder.embed_dim, out_dim)
 
     def describe(self) -> str:
         """Describe the network in one line."""
@@ -87,8 +86,8 @@ class DistillationStudent(nn.Module):
 class TeacherTarget:
     """MONAI's `prepare_batch` for distillation: the image, and the features of the frozen teacher as its target.
 
-    The teacher is part of no network, so it is in no state dict and no optimiser. It runs in evaluation mode, without
-    gradients, on the device of the batch.
+    The teacher is not a submodule of the student, so neither its state dict nor the optimiser holds it. It runs in
+    evaluation mode, without gradients, on the device of the batch.
 
     Args:
         teacher: F, from images `[B, 1, H, W]` in [0, 1] to features `[B, ..., D]`.
@@ -111,6 +110,5 @@ class TeacherTarget:
         """`{"image": [B, 1, H, W]}` -> the image and its target `[B, ..., D]` in float32, both on `device`."""
         image = convert_to_tensor(batchdata[Keys.IMAGE], track_meta=False).to(device, non_blocking=non_blocking)
         with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=self.amp):
-            target = self.teacher.to(image.device)(image)
-        target = target.float()
+            target = self.teacher.to(image.device)(image).float()
         return image, F.layer_norm(target, target.shape[-1:]) if self.normalize else target

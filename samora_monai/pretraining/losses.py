@@ -15,29 +15,19 @@ from samora_monai.pretraining.mae import normalise, patchify
 from samora_monai.settings import flag
 
 
-def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
+class NTXentLoss(nn.Module):
     """The normalised, temperature-scaled cross-entropy of SimCLR (https://arxiv.org/abs/2002.05709), in float32.
 
-    With s the cosine of two projections and (i, j) the two views of an image, over all 2 N projections:
+    With s the cosine of two projections and (i, j) the two views of an image, over all 2 B projections:
     `mean_i -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) )`. SimCLR's code adds its two directions instead, which
     is twice this mean. A single image has no negatives and a loss of 0.
 
     Differs from `monai.losses.ContrastiveLoss` in: float32 under any autocast, log space, and memory of
-    [2 N, 2 N], not [2 N, 2 N, D]. Differs from SimCLR in: under DistributedDataParallel the negatives of a process are
+    [2 B, 2 B], not [2 B, 2 B, D]. Differs from SimCLR in: under DistributedDataParallel the negatives of a process are
     those of its own batch, not those of all processes.
 
     Args:
-        z1, z2: `[N, D]`, projections of the first and second views, of any length.
         temperature: t; 0.1 in SimCLRv2.
-    """
-    with torch.autocast(z1.device.type, enabled=False):  # in bfloat16, cosines over 0.1 have an error of 2 %
-        z = F.normalize(torch.cat([z1, z2]).float(), dim=1)
-        logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))  # [2 N, 2 N]
-        return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z1)))
-
-
-class NTXentLoss(nn.Module):
-    """`nt_xent` as a trainer's loss function.
 
     Raises:
         InputError: the temperature is not positive.
@@ -46,19 +36,15 @@ class NTXentLoss(nn.Module):
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
         if temperature <= 0:
-            raise InputError(f"temperature is {temperature}; expected a positive number, as SimCLRv2's 0.1")
+            raise InputError(f"temperature is {temperature}; expected a positive number, e.g. 0.1 as in SimCLRv2")
         self.temperature = temperature
 
     def forward(self, z: Tensor, target: object = None) -> Tensor:
-        """
-        Args:
-            z: `[B, 2, D]`, the projections of both views of each image.
-            target: not used; each view is the target of the other.
-
-        Returns:
-            a scalar.
-        """
-        return nt_xent(z[:, 0], z[:, 1], self.temperature)
+        """`[B, 2, D]`, projections of both views of each image -> scalar; each view is the target of the other."""
+        with torch.autocast(z.device.type, enabled=False):  # in bfloat16, cosines over 0.1 have an error of 2 %
+            views = F.normalize(z.transpose(0, 1).flatten(0, 1).float(), dim=1)  # [2 B, D], first views first
+            logits = (views @ views.T / self.temperature).fill_diagonal_(float("-inf"))  # [2 B, 2 B]
+            return F.cross_entropy(logits, torch.arange(len(views), device=z.device).roll(len(z)))
 
 
 class MaskedReconstructionLoss(nn.Module):
@@ -74,15 +60,8 @@ class MaskedReconstructionLoss(nn.Module):
         self.norm_pix = flag(norm_pix, "norm_pix")
 
     def forward(self, pred: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
-        """
-        Args:
-            pred: the prediction `[B, N, P P 3]` and the mask `[B, N]`, 1 where masked, of `MAETeacher.masked`.
-            target: the input of the network, `[B, 1 or 3, H, W]` in [0, 1], any H and W.
-
-        Returns:
-            a scalar, computed in float32.
-        """
-        prediction, mask = pred
+        """Output of `MAETeacher.masked` and its input `[B, 1 or 3, H, W]` -> scalar, computed in float32."""
+        prediction, mask = pred  # [B, N, P P 3] and [B, N]
         patch_size = math.isqrt(prediction.shape[2] // 3)
         side = math.isqrt(prediction.shape[1]) * patch_size
         image = resize_image(convert_to_tensor(target, track_meta=False).float(), (side, side))

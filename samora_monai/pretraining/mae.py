@@ -1,24 +1,27 @@
 """The masked autoencoder: the teacher of the patch level.
 
-MAE (https://arxiv.org/abs/2111.06377). Names and shapes of parameters are those of facebookresearch/mae, so that its
-files load without renaming; the code is our own (theirs is CC-BY-NC 4.0, as are the weights).
+MAE (https://arxiv.org/abs/2111.06377). Parameters have the names and shapes of facebookresearch/mae, so that its files
+load without renaming; none of its code is used (code and weights are CC-BY-NC 4.0).
 
-Differs from that code in: position tables are buffers; the network normalises images, from [0, 1]; attention is
-PyTorch's fused attention.
+Differs from that code in: position tables are buffers; the network takes images in [0, 1] and normalises them;
+attention is PyTorch's fused attention.
 """
 
 from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_parts
+from samora_monai.checkpoints.files import LoadReport, copy_strictly
 from samora_monai.errors import InputError
+from samora_monai.networks.image_encoder import PatchEmbed
 from samora_monai.networks.segmenter import resize_image
-from samora_monai.pretraining.mae_checkpoint import in_words, of_decoder, sizes, sizes_of
-from samora_monai.pretraining.teacher_files import describe_weights, load_own
+from samora_monai.pretraining.teacher import Teacher, describe_weights, three_channels
 
 MAE_PRESETS: dict[str, dict[str, int]] = {
     "vit_l": {
@@ -48,9 +51,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def normalise(x: Tensor) -> Tensor:
     """`[B, 1 or 3, H, W]` in [0, 1] -> `[B, 3, H, W]`, normalised by ImageNet's statistics; grey is repeated."""
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise InputError(f"expected images [B, 1 or 3, H, W], got {list(x.shape)}")
-    channels = x.expand(-1, 3, -1, -1).unbind(1)
+    channels = three_channels(x).unbind(1)
     # numbers instead of tensors, which would have to be copied to the device
     return torch.stack([(c - m) / s for c, m, s in zip(channels, IMAGENET_MEAN, IMAGENET_STD, strict=True)], 1)
 
@@ -71,21 +72,8 @@ def sincos_positions(grid: int, dim: int) -> Tensor:
     omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # [grid, dim / 4]
     axis = torch.cat([angles.sin(), angles.cos()], 1)  # [grid, dim / 2]
-    column = axis[None].expand(grid, grid, -1)
-    row = axis[:, None].expand(grid, grid, -1)
-    table = torch.cat([column, row], 2).flatten(0, 1)
+    table = torch.cat([axis.repeat(grid, 1), axis.repeat_interleave(grid, 0)], 1)  # [grid^2, dim]
     return torch.cat([torch.zeros(1, dim), table.float()])[None]
-
-
-class PatchEmbed(nn.Module):
-    """`[B, 3, H, W]` -> one token per patch, `[B, N, C]`, row by row."""
-
-    def __init__(self, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -102,18 +90,6 @@ class Attention(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Mlp(nn.Module):
-    """Two linear layers with GELU between them; the hidden layer is four times as wide."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
@@ -122,14 +98,14 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim)
+        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, 4 * dim), act=nn.GELU(), fc2=nn.Linear(4 * dim, dim)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
-class MAETeacher(nn.Module):
+class MAETeacher(Teacher):
     """A vision transformer, pretrained to reconstruct masked patches; its features are the tokens of all patches.
 
     Args:
@@ -140,20 +116,14 @@ class MAETeacher(nn.Module):
     """
 
     method = "mae"
-    public_checkpoint = (
-        "mae_pretrain_vit_large_full.pth (preset vit_l), https://dl.fbaipublicfiles.com/mae/pretrain/"
-        "mae_pretrain_vit_large_full.pth"
-    )
+    presets = MAE_PRESETS
+    public_checkpoint = "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_large_full.pth (preset vit_l)"
 
     def __init__(self, preset: str | dict[str, int] = "vit_l") -> None:
         super().__init__()
-        if isinstance(preset, str):
-            if preset not in MAE_PRESETS:
-                names = ", ".join(MAE_PRESETS)
-                raise InputError(f"unknown MAE preset {preset!r}; choose one of {names} or give a dict of sizes")
-            preset = MAE_PRESETS[preset]
+        preset = self.find_preset(preset)
         known = [name for name in MAE_PRESETS if MAE_PRESETS[name] == preset]
-        self.preset: str = known[0] if known else in_words(sizes(preset))
+        self.preset = known[0] if known else in_words(sizes(preset))
         dim, decoder_dim = preset["embed_dim"], preset["decoder_embed_dim"]
         self.out_dim = dim
         self.image_size, self.patch_size = preset["image_size"], preset["patch_size"]
@@ -161,16 +131,16 @@ class MAETeacher(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(self.grid, dim))
-        self.patch_embed = PatchEmbed(dim, self.patch_size)
-        self.blocks = nn.ModuleList(Block(dim, preset["num_heads"]) for _ in range(preset["depth"]))
+        self.patch_embed = PatchEmbed(self.patch_size, 3, dim)
+        self.blocks = nn.Sequential(*(Block(dim, preset["num_heads"]) for _ in range(preset["depth"])))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
         self.decoder_embed = nn.Linear(dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
         self.decoder_pos_embed: Tensor
         self.register_buffer("decoder_pos_embed", sincos_positions(self.grid, decoder_dim))
-        self.decoder_blocks = nn.ModuleList(
-            Block(decoder_dim, preset["decoder_num_heads"]) for _ in range(preset["decoder_depth"])
+        self.decoder_blocks = nn.Sequential(
+            *(Block(decoder_dim, preset["decoder_num_heads"]) for _ in range(preset["decoder_depth"]))
         )
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_dim, self.patch_size**2 * 3)
@@ -206,7 +176,7 @@ class MAETeacher(nn.Module):
         if noise is None:
             noise = torch.rand(batch, n, device=tokens.device)
         order = noise.argsort(1)
-        place = order.argsort(1)  # of each patch in that order
+        place = order.argsort(1)  # rank of each patch in this order
         keep = int(n * (1 - mask_ratio))
         mask = (place >= keep).float()
         encoded = self.decoder_embed(self._encode(tokens.gather(1, order[:, :keep, None].expand(-1, -1, dim))))
@@ -214,26 +184,41 @@ class MAETeacher(nn.Module):
         shuffled = torch.cat([encoded[:, 1:], hidden], 1)
         restored = shuffled.gather(1, place[..., None].expand(-1, -1, shuffled.shape[2]))
         y = torch.cat([encoded[:, :1], restored], 1) + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            y = block(y)
-        return self.decoder_pred(self.decoder_norm(y))[:, 1:], mask
+        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(y)))[:, 1:], mask
 
-    def load_weights(self, source: Source) -> LoadReport:
-        """See `load_mae`."""
-        return load_mae(self, source)
+    def load_public(self, state: Mapping[str, Tensor], name: str) -> LoadReport:
+        """Load a checkpoint of Meta. One without a decoder leaves the decoder unchanged (`kept` in the report).
+
+        Continue a teacher from `pretrain/mae_pretrain_vit_large_full.pth`; the encoder alone,
+        `pretrain/mae_pretrain_vit_large.pth`, suffices for distillation. `visualize/mae_visualize_vit_large.pth` has
+        the same keys and shapes and cannot be refused here, but it was trained on raw pixels, for a demo.
+        """
+        if not {"cls_token", "patch_embed.proj.weight"} <= state.keys():
+            raise InputError(
+                f"checkpoint {name} is {describe_weights(state)}; expected an MAE teacher file of ours or the public "
+                f"{self.public_checkpoint}"
+            )
+        keys = list(self.state_dict())
+        kept = [] if any(map(of_decoder, state)) else [key for key in keys if of_decoder(key)]
+        found = sizes_of(state)
+        own = sizes_of(self.state_dict())[: 3 if kept else None]
+        if own != found:
+            fitting = [preset for preset in MAE_PRESETS if sizes(MAE_PRESETS[preset])[: len(found)] == found]
+            remedy = f"build the teacher with preset {fitting[0]!r}" if fitting else "give a file of the network's size"
+            raise InputError(f"checkpoint {name} is of a {in_words(found)}, the network a {in_words(own)}; {remedy}")
+        wanted = [key for key in keys if key not in kept]
+        remedy = f"expected the weights that MAE's pretraining ends with, as in {self.public_checkpoint}"
+        return LoadReport(name, copied=copy_strictly(self, state, wanted, name, remedy), kept=kept)
 
     def _embed(self, x: Tensor) -> Tensor:
         """Patch embeddings plus positions, `[B, N, out_dim]`."""
-        x = convert_to_tensor(x, track_meta=False)  # the metadata of a MONAI tensor would slow down every operation
-        x = normalise(resize_image(x, (self.image_size, self.image_size)))
-        return self.patch_embed(x) + self.pos_embed[:, 1:]
+        x = resize_image(convert_to_tensor(x, track_meta=False), (self.image_size, self.image_size))
+        return self.patch_embed(normalise(x)).flatten(1, 2) + self.pos_embed[:, 1:]
 
     def _encode(self, tokens: Tensor) -> Tensor:
         """`[B, n, out_dim]` -> `[B, 1 + n, out_dim]`, the class token first, after the last norm."""
         y = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1), tokens], 1)
-        for block in self.blocks:
-            y = block(y)
-        return self.norm(y)
+        return self.norm(self.blocks(y))
 
 
 class MaskedPretraining(nn.Module):
@@ -242,9 +227,7 @@ class MaskedPretraining(nn.Module):
     def __init__(self, teacher: MAETeacher, mask_ratio: float = 0.75) -> None:
         super().__init__()
         if not 0 < mask_ratio < 1:
-            raise InputError(
-                f"mask_ratio is {mask_ratio}; expected a fraction of the patches between 0 and 1, e.g. 0.75"
-            )
+            raise InputError(f"mask_ratio is {mask_ratio}; expected a fraction between 0 and 1, e.g. 0.75")
         self.teacher = teacher
         self.mask_ratio = mask_ratio
 
@@ -252,37 +235,26 @@ class MaskedPretraining(nn.Module):
         return self.teacher.masked(x, self.mask_ratio)
 
 
-def load_mae(net: MAETeacher, source: Source) -> LoadReport:
-    """Load a teacher file of this package or a checkpoint of Meta, strictly; an encoder alone leaves the decoder as is.
+def of_decoder(key: str) -> bool:
+    """Whether the key is of the decoder, which Meta's encoder-only files lack."""
+    return key.startswith("decoder_") or key == "mask_token"
 
-    Of Meta's checkpoints, continue from `pretrain/mae_pretrain_vit_large_full.pth`; its encoder alone,
-    `pretrain/mae_pretrain_vit_large.pth`, suffices for distillation. `visualize/mae_visualize_vit_large.pth` has the
-    same keys and shapes and cannot be refused here, but it was trained on raw pixels, for a demo.
 
-    Returns:
-        the report; `kept` names the tensors of the decoder if the file has none.
+def sizes(preset: Mapping[str, int]) -> tuple[int, ...]:
+    """Width, depth, side of a patch; width and depth of the decoder. A state dict does not show the number of heads."""
+    return tuple(preset[key] for key in ("embed_dim", "depth", "patch_size", "decoder_embed_dim", "decoder_depth"))
 
-    Raises:
-        MissingFileError, InputError: no such file; damaged; of another method or system, or of another size.
-    """
-    state, meta, name = parts = read_parts(source, "teacher", foreign=True)
-    if meta:
-        return load_own(net, parts, net.method, net.preset)
-    if "cls_token" not in state or "patch_embed.proj.weight" not in state:
-        raise InputError(
-            f"checkpoint {name} is {describe_weights(state)}; expected an MAE teacher file of ours or the public "
-            f"{net.public_checkpoint}"
-        )
-    encoder_only = not any(of_decoder(key) for key in state)
-    own, found = sizes_of(net.state_dict()), sizes_of(state)
-    if encoder_only:
-        own = own[:3]
-    if own != found:
-        fitting = [preset for preset in MAE_PRESETS if sizes(MAE_PRESETS[preset])[: len(found)] == found]
-        remedy = f"build the teacher with preset {fitting[0]!r}" if fitting else "give a file of the network's size"
-        raise InputError(f"checkpoint {name} is of a {in_words(found)}, the network a {in_words(own)}; {remedy}")
-    keys = list(net.state_dict())
-    kept = [key for key in keys if encoder_only and of_decoder(key)]
-    wanted = [key for key in keys if key not in set(kept)]
-    remedy = f"expected the weights that MAE's pretraining ends with, as in {net.public_checkpoint}"
-    return LoadReport(name, copied=copy_strictly(net, state, wanted, name, remedy), kept=kept)
+
+def sizes_of(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """`sizes` of a state dict; the first three of them if it holds an encoder alone."""
+    depth, decoder_depth = (
+        len({key.split(".")[1] for key in state if key.startswith(prefix)}) for prefix in ("blocks.", "decoder_blocks.")
+    )
+    encoder = (state["cls_token"].shape[-1], depth, state["patch_embed.proj.weight"].shape[-1])
+    return (*encoder, state["mask_token"].shape[-1], decoder_depth) if "mask_token" in state else encoder
+
+
+def in_words(sizes: tuple[int, ...]) -> str:
+    """E.g. `"ViT 1024 wide, 24 deep, patches of 16, decoder 512 wide, 8 deep"`."""
+    decoder = ", decoder {} wide, {} deep".format(*sizes[3:]) if sizes[3:] else ""
+    return "ViT {} wide, {} deep, patches of {}".format(*sizes[:3]) + decoder

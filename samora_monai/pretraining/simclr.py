@@ -8,29 +8,26 @@ Differs from that code in: channels come first; the width is given in channels, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly, read_parts
+from samora_monai.checkpoints.files import LoadReport, copy_strictly
 from samora_monai.errors import InputError
 from samora_monai.networks.segmenter import resize_image
 from samora_monai.pretraining.simclr_checkpoint import our_names, sizes_of
-from samora_monai.pretraining.teacher_files import describe_weights, load_own
+from samora_monai.pretraining.teacher import Teacher, describe_weights, three_channels
 
 SIMCLR_PRESETS: dict[str, dict[str, Any]] = {
     "r50_2x_sk1": {"width": 128, "depths": (3, 4, 6, 3), "image_size": 224},
     "tiny": {"width": 16, "depths": (1, 1, 1, 1), "image_size": 96},
 }
 _EXPANSION = 4  # of a bottleneck: channels out per channel inside
-_DEPTHS: dict[tuple[int, ...], str] = {
-    (3, 4, 6, 3): "r50",
-    (3, 4, 23, 3): "r101",
-    (3, 8, 36, 3): "r152",
-}  # as the public files are called
+# blocks of each group -> name in the public files
+_DEPTHS: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "r50", (3, 4, 23, 3): "r101", (3, 8, 36, 3): "r152"}
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -134,7 +131,7 @@ class ProjectionHead(nn.Module):
         return self.bn3(self.linear3(h))
 
 
-class SimCLRTeacher(nn.Module):
+class SimCLRTeacher(Teacher):
     """SimCLRv2: the pooled features h of an image, and their projection z.
 
     Args:
@@ -146,6 +143,7 @@ class SimCLRTeacher(nn.Module):
     """
 
     method = "simclr"
+    presets = SIMCLR_PRESETS
     public_checkpoint = (
         "r50_2x_sk1.pth (preset r50_2x_sk1), which the SimCLRv2 converter, github.com/Separius/SimCLRv2-Pytorch, makes "
         "of Google's"
@@ -153,11 +151,7 @@ class SimCLRTeacher(nn.Module):
 
     def __init__(self, preset: str | dict[str, Any] = "r50_2x_sk1") -> None:
         super().__init__()
-        if isinstance(preset, str):
-            if preset not in SIMCLR_PRESETS:
-                names = ", ".join(SIMCLR_PRESETS)
-                raise InputError(f"unknown SimCLR preset {preset!r}; choose one of {names} or give a dict of sizes")
-            preset = SIMCLR_PRESETS[preset]
+        preset = self.find_preset(preset)
         width, depths = preset["width"], preset["depths"]
         self.preset = size_name(width, depths)
         self.image_size: int = preset["image_size"]
@@ -171,7 +165,7 @@ class SimCLRTeacher(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Of SimCLR: kernels by fan-in, the head at std 0.01, the last BatchNorm of a block at zero."""
+        """Initialise as SimCLR: kernels by fan-in, the head with std 0.01, the last BatchNorm of a block at zero."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 # Keras' VarianceScaling: a normal truncated at two of its standard deviations, rescaled to variance 1/n
@@ -184,20 +178,30 @@ class SimCLRTeacher(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, 1 or 3, H, W]` in [0, 1], any H and W, resized to `image_size` -> pooled features h `[B, out_dim]`."""
-        return self.features(resize_image(_three_channels(x), (self.image_size, self.image_size)))
-
-    def project(self, x: Tensor) -> Tensor:
-        """`[B, 1 or 3, H, W]` in [0, 1], any H and W -> the projection z of h, `[B, 128]`, not normalised."""
-        return self.head(self(x))
+        x = convert_to_tensor(x, track_meta=False)
+        return self.features(resize_image(x, (self.image_size, self.image_size)))
 
     def features(self, x: Tensor) -> Tensor:
         """`[B, 1 or 3, H, W]` in [0, 1], not resized -> pooled features h `[B, out_dim]`."""
-        x = self.layer1(self.stem(_three_channels(x)))
+        x = self.layer1(self.stem(three_channels(x)))
         return self.layer4(self.layer3(self.layer2(x))).mean((2, 3))
 
-    def load_weights(self, source: Source) -> LoadReport:
-        """See `load_simclr`."""
-        return load_simclr(self, source)
+    def load_public(self, state: Mapping[str, Tensor], name: str) -> LoadReport:
+        """Load SimCLRv2's checkpoint as converted to PyTorch; its ImageNet classifier, `fc`, is dropped."""
+        if (sizes := sizes_of(state)) is None:
+            raise InputError(
+                f"checkpoint {name} is {describe_weights(state)}; expected a SimCLR teacher file of ours or "
+                f"{self.public_checkpoint}"
+            )
+        if (found := size_name(*sizes)) != self.preset:
+            remedy = "give a file of the network's size, or build the teacher from the file's sizes"
+            if found in SIMCLR_PRESETS:
+                remedy = f"build the teacher with preset {found!r}"
+            raise InputError(f"checkpoint {name} is of {found}, the network is {self.preset}; {remedy}")
+        ours, dropped = our_names(state)
+        remedy = f"expected the converted r50_2x_sk1.pth with its two parts, resnet and head, for preset {self.preset}"
+        copied = copy_strictly(self, ours, list(self.state_dict()), name, remedy)
+        return LoadReport(name, copied=copied, dropped=dropped)
 
 
 class ContrastivePretraining(nn.Module):
@@ -212,15 +216,8 @@ class ContrastivePretraining(nn.Module):
         return self.teacher.head(self.teacher.features(views.flatten(0, 1))).unflatten(0, (-1, 2))
 
 
-def _three_channels(x: Tensor) -> Tensor:
-    """Repeat grey images, and drop the metadata of a MONAI tensor, which would slow down every operation."""
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise InputError(f"expected images [B, 1 or 3, H, W], got {list(x.shape)}")
-    return convert_to_tensor(x, track_meta=False).expand(-1, 3, -1, -1)
-
-
 def size_name(width: int, depths: Sequence[int], selective: bool = True) -> str:
-    """`"tiny"`, `"r50_2x_sk1"`, the name of any other public file, or a description of the sizes."""
+    """Return the preset of these sizes, the name of the public file, or a description, e.g. `"r50_1x_sk0"`."""
     depths = tuple(depths)
     for name, preset in SIMCLR_PRESETS.items():
         if selective and (width, depths) == (preset["width"], preset["depths"]):
@@ -228,35 +225,3 @@ def size_name(width: int, depths: Sequence[int], selective: bool = True) -> str:
     if depths in _DEPTHS and width % 64 == 0:
         return f"{_DEPTHS[depths]}_{width // 64}x_sk{int(selective)}"
     return f"ResNet {width} wide, {'-'.join(map(str, depths))} blocks"
-
-
-def load_simclr(net: SimCLRTeacher, source: Source) -> LoadReport:
-    """Load a teacher file of this package, or SimCLRv2's public checkpoint as converted to PyTorch, strictly.
-
-    The converted file is `{"resnet": ..., "head": ...}` (`"encoder"` in some copies); its ImageNet classifier, `fc`, is
-    dropped.
-
-    Raises:
-        MissingFileError, InputError: no such file; damaged; of another method or system, or of another size.
-    """
-    state, meta, name = parts = read_parts(source, "teacher", foreign=True)
-    if meta:
-        return load_own(net, parts, net.method, net.preset)
-    sizes = sizes_of(state)
-    if sizes is None:
-        raise InputError(
-            f"checkpoint {name} is {describe_weights(state)}; expected a SimCLR teacher file of ours or "
-            f"{net.public_checkpoint}"
-        )
-    found = size_name(*sizes)
-    if found != net.preset:
-        raise InputError(f"checkpoint {name} is of {found}, the network is {net.preset}; {_remedy(found)}")
-    ours, dropped = our_names(state)
-    remedy = f"expected the converted r50_2x_sk1.pth with its two parts, resnet and head, for preset {net.preset}"
-    return LoadReport(name, copied=copy_strictly(net, ours, list(net.state_dict()), name, remedy), dropped=dropped)
-
-
-def _remedy(found: str) -> str:
-    if found in SIMCLR_PRESETS:
-        return f"build the teacher with preset {found!r}"
-    return "give a file of the network's size, or build the teacher from the file's sizes"

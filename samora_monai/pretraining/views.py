@@ -23,14 +23,7 @@ class TwoViewsd(Compose):
         super().__init__(transforms)
         self.keys = ensure_tuple(keys)
 
-    def __call__(
-        self,
-        input_: Mapping[Hashable, Any],
-        start: int = 0,
-        end: int | None = None,
-        threading: bool = False,
-        lazy: bool | None = None,
-    ) -> dict[Hashable, Any]:
-        """Return the item with `[2, C, h, w]` under its keys; the other arguments are those of `Compose`."""
-        views = [super(TwoViewsd, self).__call__(dict(input_), start, end, threading, lazy) for _ in range(2)]
+    def __call__(self, input_: Mapping[Hashable, Any], *args: Any, **kwargs: Any) -> dict:  # type: ignore[override]
+        """Return the item with both views under its keys; the other arguments are those of `Compose`."""
+        views = [super(TwoViewsd, self).__call__(dict(input_), *args, **kwargs) for _ in range(2)]
         return dict(input_) | {key: torch.stack([view[key] for view in views]) for key in self.keys}

@@ -17,7 +17,7 @@ from samora_monai.checkpoints.files import copy_strictly, read_state
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
 from samora_monai.pretraining import DenoisingStudent, read_teacher
-from samora_monai.pretraining.teacher_files import Teacher
+from samora_monai.pretraining.teacher import Teacher
 from samora_monai.settings import file_or_none
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from monai.utils.enums import BundleProperty, BundlePropertyConfig
 from samora_monai import __version__
 from samora_monai.checkpoints import ModelSettings
 from samora_monai.networks import PRESETS
-from tests.bundles.command_line import BUNDLE, BUNDLES, CONFIGS, FAST, Bundle, CommandLine
+from tests.bundles.command_line import BUNDLES, CONFIGS, FAST, Bundle, CommandLine
+from tests.bundles.config_files import config, strings
 from tests.bundles.conftest import Trained
 
 WORKFLOWS: dict[str, list[tuple[str, ...]]] = {  # a workflow and its overlay, if any
@@ -44,24 +45,6 @@ EVERYWHERE: list[tuple[str, ...]] = [("training",), ("training", "multi_gpu_trai
 
 
 LOCATOR = ComponentLocator()
-
-
-def config(*names: str, source: Path = BUNDLE) -> dict[str, Any]:
-    """One config file as it is written, or several laid over each other."""
-    paths = [str(source / "configs" / name) for name in names]
-    return ConfigParser.load_config_files(paths) if len(paths) > 1 else ConfigParser.load_config_file(paths[0])
-
-
-def strings(node: Any) -> Iterator[str]:
-    """Every string in a config."""
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from strings([key, value])
-    elif isinstance(node, list):
-        for value in node:
-            yield from strings(value)
 
 
 def targets(node: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from samora_monai.checkpoints import ExpertSettings
 from samora_monai.networks import LEVELS
 from tests.bundles.command_line import BUNDLE, CONFIGS, EXPERT_BUNDLES
-from tests.bundles.test_configs import config, strings
+from tests.bundles.config_files import config, strings
 from tests.bundles.weights import write_expert, write_sam
 
 TAUGHT = ("image", "patch")  # levels with a teacher

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from samora_monai.networks import LEVELS
-from tests.bundles.command_line import FAST, Bundle, files
+from tests.bundles.command_line import FAST, Bundle, files, refused
 from tests.bundles.conftest import TrainedExpert
-from tests.bundles.test_user_mistakes import refused, truncate
 from tests.bundles.weights import write_sam
+from tests.tiny import truncate
 
 Experts = dict[str, TrainedExpert]
 

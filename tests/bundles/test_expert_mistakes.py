@@ -16,10 +16,10 @@ from samora_monai.networks import LEVELS
 from samora_monai.pretraining import MAETeacher, SimCLRTeacher, save_teacher
 from samora_monai.pretraining.mae import MAE_PRESETS
 from samora_monai.pretraining.simclr import SIMCLR_PRESETS
-from tests.bundles.command_line import FAST_EXPERT, FAST_TEACHER, Bundle, files
+from tests.bundles.command_line import FAST_EXPERT, FAST_TEACHER, Bundle, files, refused
 from tests.bundles.conftest import TrainedExpert
-from tests.bundles.test_user_mistakes import refused, truncate
 from tests.bundles.weights import write_sam
+from tests.tiny import truncate
 
 TAUGHT = tuple(FAST_TEACHER)
 Experts = dict[str, TrainedExpert]

@@ -12,9 +12,8 @@ from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from samora_monai.networks import LEVELS
-from tests.bundles.command_line import Bundle, files
+from tests.bundles.command_line import Bundle, files, refused
 from tests.bundles.conftest import TrainedExpert
-from tests.bundles.test_user_mistakes import refused
 from tests.bundles.weights import write_expert, write_sam
 
 Experts = dict[str, TrainedExpert]

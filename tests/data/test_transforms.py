@@ -55,6 +55,8 @@ def test_unreadable_files(tmp_path, write_nifti):
         assert len(str(error.value)) < 300 + len(str(tmp_path))
     with pytest.raises(MissingFileError, match=r"scan '.*gone.nii' does not exist"):
         LoadCased("image")({"image": str(tmp_path / "gone.nii")})
+    with pytest.raises(MissingFileError, match="scan '' does not exist"):  # not the current folder
+        LoadCased("image")({"image": ""})
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match=r"cannot read '.*/folder': .*no DICOMs"):
         LoadCased("image")({"image": str(tmp_path / "folder")})

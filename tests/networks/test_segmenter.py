@@ -41,7 +41,7 @@ def test_logits_come_back_at_the_size_of_the_image(size, channels):
     net = tiny(64, channels).eval()
     x = image(2, channels, *size)
     square = F.interpolate(x, (64, 64), mode="bilinear", align_corners=False, antialias=True)
-    low_res = net.low_res_logits(square if size != (64, 64) else x)
+    low_res = net.stage_logits(square if size != (64, 64) else x)[0]
     assert low_res.shape == (2, 3, 16, 16)
     logits = net(x)
     assert torch.equal(logits, F.interpolate(low_res, size, mode="bilinear", align_corners=False))

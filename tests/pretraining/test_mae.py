@@ -14,23 +14,12 @@ from samora_monai.pretraining.mae import (
     MAE_PRESETS,
     MAETeacher,
     MaskedPretraining,
-    load_mae,
     normalise,
     patchify,
     sincos_positions,
 )
+from tests.pretraining.small import MAE as SMALL
 from tests.tiny import image, randomise, refused, untouched
-
-SMALL = {
-    "embed_dim": 32,
-    "depth": 2,
-    "num_heads": 4,
-    "decoder_embed_dim": 16,
-    "decoder_depth": 2,
-    "decoder_num_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
 
 
 def small(seed: int = 0, **sizes: int) -> MAETeacher:
@@ -236,14 +225,14 @@ def test_full_and_encoder_only_files_load(tmp_path):
     full = {key: source.state_dict()[key] for key in public_keys(2, 2)}
     torch.save({"model": full}, tmp_path / "full.pth")
     net, noise = small(2), image(1, 16)
-    report = load_mae(net, tmp_path / "full.pth")
+    report = net.load_weights(tmp_path / "full.pth")
     assert (len(report.copied), report.kept) == (len(full), [])
     assert torch.equal(net.masked(x, 0.75, noise)[0], source.masked(x, 0.75, noise)[0])
 
     torch.save({"model": {k: v for k, v in full.items() if not k.startswith(("decoder", "mask"))}}, tmp_path / "e.pth")
     net = small(2)
     decoder = {key: value.clone() for key, value in net.state_dict().items() if key.startswith(("decoder", "mask"))}
-    report = load_mae(net, tmp_path / "e.pth")
+    report = net.load_weights(tmp_path / "e.pth")
     assert sorted(report.kept) == sorted(decoder)
     assert sorted(report.copied + report.kept) == sorted(full)
     assert torch.equal(net(x), source(x))
@@ -257,15 +246,15 @@ def test_other_sizes_are_refused_by_name():
     tiny = MAETeacher("tiny")
     with untouched(tiny):
         with refused("1024 wide, 24 deep", "128 wide, 4 deep", "build the teacher with preset 'vit_l'"):
-            load_mae(tiny, file)
+            tiny.load_weights(file)
         encoder = {"model": {k: v for k, v in file["model"].items() if not k.startswith(("decoder", "mask"))}}
         with refused("1024 wide, 24 deep", "preset 'vit_l'"):
-            load_mae(tiny, encoder)
+            tiny.load_weights(encoder)
         with refused("ViT 32 wide, 2 deep, patches of 8", "give a file of the network's size"):
-            load_mae(tiny, small().state_dict())
+            tiny.load_weights(small().state_dict())
         other_grid = MAETeacher(MAE_PRESETS["tiny"] | {"image_size": 64})
         with refused("pos_embed is [1, 17, 128], expected [1, 197, 128]"):
-            load_mae(tiny, other_grid.state_dict())
+            tiny.load_weights(other_grid.state_dict())
 
 
 def test_other_files_are_refused_by_name(tmp_path):
@@ -283,7 +272,7 @@ def test_other_files_are_refused_by_name(tmp_path):
         }.items():
             torch.save(content, tmp_path / "other.pth")
             with refused("'other.pth'", *words):
-                load_mae(net, tmp_path / "other.pth")
+                net.load_weights(tmp_path / "other.pth")
 
 
 def test_unknown_preset():

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from samora_monai.pretraining.simclr import SIMCLR_PRESETS, ContrastivePretraining, SimCLRTeacher, load_simclr
+from samora_monai.pretraining.simclr import SIMCLR_PRESETS, ContrastivePretraining, SimCLRTeacher
 from samora_monai.pretraining.simclr_checkpoint import RULES, our_names
+from tests.pretraining.small import SIMCLR as SMALL
 from tests.tiny import image, randomise, refused, untouched
 
 GOLDEN = np.load(Path(__file__).parents[1] / "goldens" / "simclr_w1_tf.npz")
-SMALL = {"width": 8, "depths": (2, 1, 1, 1), "image_size": 32}
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -141,7 +141,6 @@ def test_any_image_grey_or_not_is_brought_to_the_native_size():
     x = image(2, 1, 50, 41)
     resized = F.interpolate(x, (32, 32), mode="bilinear", antialias=True)
     torch.testing.assert_close(net(x), net.features(resized.expand(-1, 3, -1, -1)))
-    torch.testing.assert_close(net.project(x), net.head(net(x)))
     assert net(x).shape == (2, net.out_dim) == (2, 256)
     assert (net(x) - net.features(x)).abs().max() > 1e-3
     with refused("[B, 1 or 3, H, W]", "[2, 2, 32, 32]"):
@@ -209,11 +208,11 @@ def test_a_converted_file_loads(tmp_path, part):
     content = public_file(source, SMALL["depths"])
     content = {part: content["resnet"], "head": content["head"]}
     torch.save(content, tmp_path / "r50.pth")
-    report = load_simclr(net, tmp_path / "r50.pth")
+    report = net.load_weights(tmp_path / "r50.pth")
     assert len(report.copied) == len(net.state_dict())
     assert report.dropped == [f"{part}.fc.weight", f"{part}.fc.bias"]
     x = image(1, 3, 32, 32)
-    assert torch.equal(net.project(x), source.project(x))
+    assert torch.equal(net.head(net(x)), source.head(source(x)))
 
 
 def test_the_names_of_a_converted_file_are_where_they_belong():
@@ -241,14 +240,14 @@ def test_other_sizes_are_refused_by_name():
         for part, entries in public_file(narrow, (3, 4, 6, 3)).items()
     }
     with refused("r50_1x_sk1", "r50_2x_sk1"):
-        load_simclr(net, tensors)
+        net.load_weights(tensors)
     tensors["resnet"] = {k: v for k, v in tensors["resnet"].items() if "main_conv" not in k}
     tensors["resnet"]["net.0.0.weight"] = torch.zeros(1).expand(128, 3, 7, 7)
     with refused("r50_2x_sk0", "r50_2x_sk1"):
-        load_simclr(net, tensors)
+        net.load_weights(tensors)
     tiny = SimCLRTeacher("tiny")
     with refused("is of tiny", "build the teacher with preset 'tiny'"):
-        load_simclr(net, public_file(tiny, SIMCLR_PRESETS["tiny"]["depths"]))
+        net.load_weights(public_file(tiny, SIMCLR_PRESETS["tiny"]["depths"]))
 
 
 def test_other_files_are_refused_by_name(tmp_path):
@@ -275,7 +274,7 @@ def test_other_files_are_refused_by_name(tmp_path):
         }.items():
             torch.save(content, tmp_path / "other.pth")
             with refused("'other.pth'", *words):
-                load_simclr(net, tmp_path / "other.pth")
+                net.load_weights(tmp_path / "other.pth")
 
 
 def test_unknown_preset():

@@ -11,11 +11,10 @@ from samora_monai import __version__
 from samora_monai.checkpoints import save_expert
 from samora_monai.checkpoints.files import sha256_of
 from samora_monai.errors import MissingFileError
-from samora_monai.pretraining.mae import MAETeacher, load_mae
-from samora_monai.pretraining.simclr import SimCLRTeacher, load_simclr
-from samora_monai.pretraining.teacher_files import read_teacher, save_teacher
-from tests.pretraining.test_mae import SMALL as MAE
-from tests.pretraining.test_simclr import SMALL as SIMCLR
+from samora_monai.pretraining.mae import MAETeacher
+from samora_monai.pretraining.simclr import SimCLRTeacher
+from samora_monai.pretraining.teacher import Teacher, read_teacher, save_teacher
+from tests.pretraining.small import MAE, SIMCLR
 from tests.tiny import image, randomise, refused, tiny, untouched
 
 
@@ -38,7 +37,7 @@ def test_a_saved_teacher_teaches_the_same(tmp_path, build):
     if build is simclr:
         teacher.train()(x)  # moves the BatchNorm statistics
     save_teacher(teacher, tmp_path / "teacher.pt", images=7, epochs=2.5, started_from=["r50_2x_sk1.pth"])
-    for load in (read_teacher, load_simclr if build is simclr else load_mae):
+    for load in (read_teacher, Teacher.load_weights):
         net = build(2)
         report = load(net, str(tmp_path / "teacher.pt"))
         assert report.copied == list(net.state_dict()) and not report.kept and not report.dropped
