@@ -210,10 +210,9 @@ def check_meta(name: str, meta: Mapping[str, Any], expected: Mapping[str, Any]) 
     Raises:
         InputError: names the first field that differs.
     """
-    differing = [key for key in expected if meta.get(key) != expected[key]]
-    if not differing:
+    key = next((key for key in expected if meta.get(key) != expected[key]), None)
+    if key is None:
         return
-    key = differing[0]
     file, found, value = f"{meta['kind']} file {name}", meta.get(key), expected[key]
     if key == "level":
         raise InputError(f"{file} is of level {found}; expected one of level {value}")
