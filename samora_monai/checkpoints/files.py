@@ -20,10 +20,9 @@ from samora_monai.errors import InputError, MissingFileError
 from samora_monai.replacing import replacing
 from samora_monai.strict import misfit
 
-_CHUNK = 1 << 20  # bytes
 _FORMATS = {"expert": 2, "adapter": 1, "teacher": 1}  # the newest format of each kind of file; older ones can be read
 Source = Union[str, "os.PathLike[str]", Mapping[str, Any]]
-Parts = tuple[dict[str, Tensor], dict[str, Any], str]  # tensors, meta, name for messages
+Parts = tuple[dict[str, Tensor], dict[str, Any], str]  # tensors, decoded meta, name for error messages
 
 
 @dataclass
@@ -93,19 +92,14 @@ def read_state(source: Source) -> tuple[dict[str, Tensor], str]:
     """
     content, name = read_checkpoint(source)
     if meta := _own_meta(content):
-        raise InputError(f"checkpoint {name} is {_a(meta['kind'])} file; expected the weights of a network")
+        raise InputError(f"checkpoint {name} is {_file_of(meta['kind'])}; expected the weights of a network")
     return _flat(content, name), name
 
 
 def read_parts(source: Source, kind: str, foreign: bool = False) -> Parts:
     """Read a file of `write_parts`, and check its kind, format and checksum.
 
-    Args:
-        kind: `"expert"`, `"adapter"` or `"teacher"`.
-        foreign: also accept files of other projects, read as by `read_state`, with an empty meta.
-
-    Returns:
-        tensors, the decoded meta, and the name of the file for error messages.
+    With `foreign`, files of other projects are read too, as by `read_state`; their meta is empty.
     """
     content, name = read_checkpoint(source)
     meta = _own_meta(content)
@@ -115,7 +109,7 @@ def read_parts(source: Source, kind: str, foreign: bool = False) -> Parts:
         found = ", ".join(map(str, list(content)[:3]))
         raise InputError(f"checkpoint {name} ({found}, ...) is no {kind} file or a damaged one; give one of ours")
     if meta["kind"] != kind:
-        raise InputError(f"checkpoint {name} is {_a(meta['kind'])} file; expected {_a(kind)} file")
+        raise InputError(f"checkpoint {name} is {_file_of(meta['kind'])}; expected {_file_of(kind)}")
     if (version := meta.get("format_version")) not in range(1, _FORMATS[kind] + 1):
         raise InputError(f"{kind} file {name} has format {version}, expected {_FORMATS[kind]}; update samora_monai")
     state = _tensors_only(content["state_dict"], name)
@@ -124,8 +118,8 @@ def read_parts(source: Source, kind: str, foreign: bool = False) -> Parts:
     return state, meta, name
 
 
-def _a(kind: str) -> str:
-    return f"{'a' if kind == 'teacher' else 'an'} {kind}"
+def _file_of(kind: str) -> str:
+    return f"{'a' if kind == 'teacher' else 'an'} {kind} file"
 
 
 def _own_meta(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +199,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -216,10 +210,9 @@ def check_meta(name: str, meta: Mapping[str, Any], expected: Mapping[str, Any]) 
     Raises:
         InputError: names the first field that differs.
     """
-    differing = [key for key in expected if meta.get(key) != expected[key]]
-    if not differing:
+    key = next((key for key in expected if meta.get(key) != expected[key]), None)
+    if key is None:
         return
-    key = differing[0]
     file, found, value = f"{meta['kind']} file {name}", meta.get(key), expected[key]
     if key == "level":
         raise InputError(f"{file} is of level {found}; expected one of level {value}")

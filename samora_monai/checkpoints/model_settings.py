@@ -112,7 +112,7 @@ def _parse(path: Path) -> ModelSettings:
     if version not in (1, FORMAT_VERSION):
         raise InputError(f"{file} has format {version!r}, expected {FORMAT_VERSION}; update samora_monai")
     if version == 1:
-        values.pop("fusion_start", None)
+        values.pop("fusion_start", None)  # not part of a trained model
     if "class_names" not in values:
         raise InputError(f"{file} lacks 'class_names'; restore it or train again")
     try:

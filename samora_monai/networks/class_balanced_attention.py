@@ -46,14 +46,11 @@ class ClassBalancedAttention(nn.Module):
         nn.init.zeros_(self.gate.weight)
 
     def forward(self, mask_tokens: Tensor, image_tokens: Tensor, label: Tensor | None = None) -> Tensor:
-        """Compute the gate A.
+        """Return the gate A `[B, 1, G, G]`, at least 0, with mean 1 over each image.
 
         Args:
             mask_tokens, image_tokens: `[B, T, dim]` and `[B, G * G, dim]` of the first decoder.
             label: `[B, 1, H, W]` class numbers, for the noise in training.
-
-        Returns:
-            `[B, 1, G, G]`, at least 0, with mean 1 over each image.
         """
         tokens = image_tokens.shape[1]
         grid = int(tokens**0.5)
@@ -70,15 +67,9 @@ class ClassBalancedAttention(nn.Module):
 
 
 def class_noise(label: Tensor, num_classes: int, grid: int, noise: float = CLASS_NOISE) -> Tensor:
-    """Standard deviation of the noise at each position.
+    """Standard deviation of the noise at each position: class numbers `[B, 1, H, W]` -> `[B, 1, grid * grid]`.
 
-    Args:
-        label: `[B, 1, H, W]` numbers of `num_classes` classes.
-        grid: side G of the image embedding.
-        noise: standard deviation for the rarest class that is present; the most frequent one has none.
-
-    Returns:
-        `[B, 1, G * G]`.
+    The rarest class that is present has the standard deviation `noise`, the most frequent one has none.
     """
     label = label.long()
     pixels = torch.bincount(label.flatten(), minlength=num_classes)

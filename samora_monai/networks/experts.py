@@ -62,10 +62,8 @@ def add_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> t
 def branch_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Add the deltas of each of L experts of equal rank to the queries and values, in one branch per expert.
 
-    `x` are the tokens `[B, h, w, dim]`; `q` and `v` `[B, h, w, out_dim]` are from the base projection.
-
-    Returns:
-        queries and values, each `[L * B, h, w, out_dim]`, expert-major.
+    `x` are the tokens `[B, h, w, dim]`; `q` and `v` `[B, h, w, out_dim]` are from the base projection; the results are
+    `[L * B, h, w, out_dim]`, expert-major.
     """
     a = torch.cat([w for e in experts for w in (e.linear_a_q.weight, e.linear_a_v.weight)])  # [2 L r, dim]
     low = F.linear(x, a).reshape(-1, len(experts), 2, a.shape[0] // (2 * len(experts)))

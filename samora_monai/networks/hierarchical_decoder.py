@@ -66,16 +66,13 @@ class HierarchicalDecoder(nn.Module):
         first: Decoded,
         label: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Predict the masks of the second stage.
+        """Return the mask logits `[B, T, 16 G, 16 G]` of the second stage, and their predicted IoU `[B, T]`.
 
         Args:
             image_embeddings: `[B, dim, G, G]`.
             image_pe, dense_prompt_embeddings: `[1, dim, G, G]`; the latter is "no mask".
             first: output of the first decoder for the same images.
             label: `[B, 1, H, W]` class numbers, for the noise of `class_balanced_attention` in training.
-
-        Returns:
-            mask logits `[B, T, 16 G, 16 G]` and predicted IoU `[B, T]`.
         """
         prior = F.interpolate(first.masks, image_embeddings.shape[-2:], mode="bilinear", align_corners=False)
         prior = prior.softmax(1).flatten(2)  # [B, T, G * G]

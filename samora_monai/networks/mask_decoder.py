@@ -94,12 +94,8 @@ class MaskDecoder(nn.Module):
         """Predict the masks of all tokens, and return the features that they are computed from.
 
         Args:
-            image_embeddings: `[B, dim, G, G]`; B = 1 with n prompts, or any B with n = 1.
-            image_pe: `[1, dim, G, G]`.
+            image_embeddings, image_pe: `[B, dim, G, G]`, B = 1 or n = 1, and `[1, dim, G, G]`.
             sparse_prompt_embeddings, dense_prompt_embeddings: `[n, tokens, dim]` and `[n, dim, G, G]`.
-
-        Returns:
-            the masks and features of max(B, n) images or prompts.
         """
         tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = tokens.expand(len(sparse_prompt_embeddings), -1, -1)

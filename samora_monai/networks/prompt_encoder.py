@@ -43,8 +43,7 @@ class PromptEncoder(nn.Module):
     """Encode prompts for the mask decoder.
 
     Args:
-        embed_dim: width of the embeddings (256).
-        grid: side G of the image embedding.
+        embed_dim, grid: width of the embeddings (256), and side G of the image embedding.
         image_size: side of the padded network input; points and boxes are in its pixels.
         num_point_embeddings: 4 in SAM, 11 in H-SAM, which uses none of them.
     """

@@ -44,7 +44,7 @@ def rel_pos_attention(
     folded: bool | None = None,
     query_grid: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Softmax attention with decomposed relative position on square windows.
+    """Softmax attention with decomposed relative position on square windows; returns the shape of q.
 
     Args:
         q: `[B, heads, h * w, head_dim]`, tokens in row-major order, from the top left of the window.
@@ -52,9 +52,6 @@ def rel_pos_attention(
         rel_pos_h, rel_pos_w: tables `[2 S - 1, head_dim]`, shared by the heads.
         folded: use the second form; by default on devices other than CPU and when compiling.
         query_grid: h and w; by default S and S, the whole window.
-
-    Returns:
-        `[B, heads, h * w, head_dim]`.
     """
     size = int(k.shape[2] ** 0.5)
     height, width = query_grid or (size, size)

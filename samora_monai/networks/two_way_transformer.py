@@ -121,15 +121,12 @@ class TwoWayTransformer(nn.Module):
     def forward(
         self, image_embedding: Tensor, image_pe: Tensor, point_embedding: Tensor, prior: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Update tokens and image.
+        """Return the updated tokens `[B, n, dim]` and image tokens `[B, G * G, dim]`.
 
         Args:
             image_embedding, image_pe: `[B, dim, G, G]` and `[1 or B, dim, G, G]`.
             point_embedding: tokens `[B or 1, n, dim]`, which are also their positional encoding.
             prior: `[B, n, G * G]`, multiplies the weights of the cross-attentions in the blocks, in both directions.
-
-        Returns:
-            tokens `[B, n, dim]` and image tokens `[B, G * G, dim]`.
         """
         keys = image_embedding.flatten(2).transpose(1, 2)
         key_pe = image_pe.flatten(2).transpose(1, 2)

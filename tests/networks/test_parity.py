@@ -193,7 +193,7 @@ def reference_name(name: str) -> str:
 def test_gradients(name, tmp_path):
     golden = Golden(name)
     net = samed(golden, tmp_path).double()
-    logits = net.stage_logits(golden.input("image").double()[0])
+    logits = net.stage_logits(golden.input("image").double())[0]
     loss = SegmentationLoss()(logits, golden.input("low_res_label")[:, None])
     loss.backward()
     assert loss.item() == pytest.approx(float(golden.arrays["loss_f64"]), rel=1e-7)
@@ -224,7 +224,7 @@ def test_training_trajectory(name, tmp_path):
     schedule = WarmupPolyLR(optimizer, case["warmup"], case["max_iterations"], case["lr_exp"])
     loss_function, losses = SegmentationLoss(), []
     for step in range(case["steps"]):
-        logits = net.stage_logits(golden.input(f"image{step % 3}").double()[0])
+        logits = net.stage_logits(golden.input(f"image{step % 3}").double())[0]
         loss = loss_function(logits, golden.input(f"low_res_label{step % 3}")[:, None])
         optimizer.zero_grad()
         loss.backward()
