@@ -1,4 +1,4 @@
-"""The configs of the expert bundles: what their settings reach, and defaults that must agree."""
+"""The configs of the expert bundles: use of every setting, and defaults that must agree."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
 from samora_monai.checkpoints import ExpertSettings
@@ -43,8 +44,8 @@ def reached(content: ConfigParser) -> set[str]:
 
 
 @pytest.mark.parametrize(("run", "level"), RUNS)
-def test_every_setting_reaches_the_run(run: str, level: str):
-    """Those of the expert reach the run of a teacher only to be refused."""
+def test_every_setting_is_used_by_the_run(run: str, level: str):
+    """A teacher run uses the settings of the expert only to refuse them."""
     tunables = list(config("train.yaml", source=EXPERT_BUNDLES[level]))
     tunables = tunables[: tunables.index("imports")]
     content = parser(run, level)
@@ -58,7 +59,7 @@ def test_every_setting_reaches_the_run(run: str, level: str):
 
 
 @pytest.mark.parametrize(("run", "level"), RUNS)
-def test_cached_slices_are_told_apart_by_every_setting_that_changes_them(run: str, level: str):
+def test_the_key_of_cached_slices_holds_every_setting_that_changes_them(run: str, level: str):
     def key(**settings: Any) -> str:
         return parser(run, level, **settings).get_parsed_content("slices").keywords["cache_key"]
 
@@ -95,7 +96,8 @@ def test_inference_takes_every_setting_from_the_expert(level: str, tmp_path: Pat
     content = parser("inference", level, expert=str(expert))
     load, scale, *_ = content.get_parsed_content("preprocessing").transforms
     assert (load.array_key, load.array_slice_axis) == ("volume", 0)
-    assert scale._with_units.modality == "MR"
+    scaled = scale({"image": torch.linspace(0, 1000, 101).reshape(1, 1, 1, 101)})["image"]
+    assert float(scaled[..., 50]) == pytest.approx(0.5)  # by percentiles, as MR
     segmenter = content.get_parsed_content("segmenter")
     assert (segmenter.image_size, segmenter.image_encoder.rank, segmenter.image_encoder.experts) == (64, 2, (level,))
 
@@ -107,8 +109,8 @@ def test_common_settings_are_the_same_in_training_and_inference(level: str):
         assert inference[key] == train[key], key
 
 
-def test_segmentation_takes_what_the_experts_were_made_with():
-    """Preset, size, rank and scaling of the defaults, so that the README's commands need none of them."""
+def test_segmentation_has_the_defaults_of_the_experts():
+    """Equal defaults of preset, size, rank and scaling, so that the README's commands need none of them."""
     segmentation = config("train.yaml")
     for source in EXPERT_BUNDLES.values():
         expert = config("train.yaml", source=source)
@@ -118,6 +120,6 @@ def test_segmentation_takes_what_the_experts_were_made_with():
 
 @pytest.mark.parametrize("name", ["configs/logging.conf", "LICENSE", "large_files.yml"])
 def test_the_same_file_in_every_bundle(name: str):
-    """Byte for byte; the experts are made for the same SAM that is fine-tuned with them."""
+    """Byte for byte; experts are trained on the SAM checkpoint that is fine-tuned with them."""
     for source in EXPERT_BUNDLES.values():
         assert (source / name).read_bytes() == (BUNDLE / name).read_bytes()

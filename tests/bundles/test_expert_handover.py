@@ -1,4 +1,4 @@
-"""What the expert bundles made goes into `samora_segmentation`, and nothing else does."""
+"""`samora_segmentation` accepts the files of the expert bundles, and refuses all others."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Experts = dict[str, TrainedExpert]
 
 
 def given(made: Experts, levels: tuple[str, ...], sam: Path, **settings: Any) -> dict[str, Any]:
-    """Settings of a fine-tuning on the experts of these levels."""
+    """Settings of a fine-tuning with the experts of these levels."""
     files = {f"{level}_expert": made[level].expert for level in levels}
     common = {"sam_checkpoint": sam, "trainable": "adapters", "experts": list(levels), "fusion": "attention"}
     return FAST | {"epochs": 1, "learning_rate": 1e-3} | common | files | settings
 
 
 @pytest.mark.parametrize(
-    ("levels", "settings", "told"),
+    ("levels", "settings", "logged"),
     [
         (LEVELS, {}, "experts image, patch, pixel, HL-Attn on attention outputs"),
         (("image", "pixel"), {"fusion": "block"}, "experts image, pixel, HL-Attn on block outputs"),
@@ -40,19 +40,19 @@ def given(made: Experts, levels: tuple[str, ...], sam: Path, **settings: Any) ->
     ],
     ids=["all", "two-block", "order", "one", "sum", "one-sum-hierarchical"],
 )
-def test_experts_are_fine_tuned_on(
+def test_fine_tuning_leaves_base_and_experts_unchanged(
     experts: Experts,
     bundle: Bundle,
     phantoms: Path,
     sam: Path,
     levels: tuple[str, ...],
     settings: dict[str, Any],
-    told: str,
+    logged: str,
 ):
-    """One epoch of the ablations, by settings alone: base and experts come out as they went in, to the bit."""
+    """One epoch of each ablation, by settings alone; base and experts are bitwise unchanged."""
     finished = bundle("training", dataset_dir=phantoms, **given(experts, levels, sam, **settings))
     assert (finished.code, finished.complaints) == (0, [])
-    assert told in finished.out
+    assert logged in finished.out
     written = json.loads(bundle.model.with_suffix(".json").read_text())
     assert written["experts"] == list(levels)
     assert written["fusion"] == settings.get("fusion", "attention")
@@ -72,10 +72,10 @@ def test_experts_are_fine_tuned_on(
     assert [k for k in base if k.startswith("image_encoder.") and not torch.equal(base[k], state[k])] == []
     order = [level for level in written["fusion_order"] if level in levels and written["fusion"]]
     attend = {match[1] for key in state if (match := re.search(r"\.hl_attn\.cross\.(\w+)\.", key))}
-    assert attend == set(order[1:])  # the lowest level has nothing below it
+    assert attend == set(order[1:])  # the lowest level attends to none
 
 
-# ---- files that do not belong there: each takes the patch file's place, and returns words of the message
+# ---- wrong files: each function replaces the file of the patch expert and returns words of the message
 
 
 def of_another_level(experts: Experts, expert: Path) -> list[str]:
@@ -84,7 +84,7 @@ def of_another_level(experts: Experts, expert: Path) -> list[str]:
 
 
 def rotted(experts: Experts, expert: Path) -> list[str]:
-    """One bit of one tensor, as a bad disk leaves it."""
+    """One bit of one tensor is flipped."""
     content = bytearray(experts["patch"].expert.read_bytes())
     state = torch.load(experts["patch"].expert, weights_only=True)["state_dict"]
     at = content.find(state["blocks.3.linear_b_v.weight"].numpy().tobytes())

@@ -1,4 +1,4 @@
-"""What a user gets wrong with the expert bundles ends in one line, and what may be mixed is."""
+"""Mistakes of users with the expert bundles end in one line; formats and folders may be mixed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_picture(path: Path, seed: int) -> Path:
     return path
 
 
-# ---- teachers: each puts something in the place of the file, and returns words of the message
+# ---- teachers: each function writes the wrong file, or none, and returns words of the message
 
 
 def no_teacher(experts: Experts, level: str, teacher: Path) -> list[str]:
@@ -111,7 +111,7 @@ def test_wrong_teacher(
 
 @pytest.mark.parametrize(("level", "public"), [("image", "r50_2x_sk1.pth"), ("patch", "mae_pretrain_vit_large")])
 def test_no_teacher_on_purpose(expert_bundle: Make, phantoms: Path, sam: Path, level: str, public: str):
-    """There is no way to start with a random one."""
+    """A random teacher cannot be asked for."""
     bundle = expert_bundle(level)
     settings = FAST_EXPERT[level] | {"teacher_checkpoint": "none", "sam_checkpoint": sam}
     finished = bundle("training", dataset_dir=phantoms, **settings)
@@ -119,8 +119,10 @@ def test_no_teacher_on_purpose(expert_bundle: Make, phantoms: Path, sam: Path, l
 
 
 @pytest.mark.parametrize("level", TAUGHT)
-def test_start_of_a_teacher_that_is_not_there(expert_bundle: Make, phantoms: Path, tmp_path: Path, level: str):
-    """Whoever names a file to go on from does not want random weights."""
+def test_initial_checkpoint_of_a_teacher_does_not_exist(
+    expert_bundle: Make, phantoms: Path, tmp_path: Path, level: str
+):
+    """Random weights do not replace a missing file."""
     settings = FAST_TEACHER[level] | {"initial_checkpoint": tmp_path / "public.pth"}
     refused(expert_bundle(level)("teacher", dataset_dir=phantoms, **settings), f"no checkpoint '{tmp_path}/public.pth'")
 
@@ -131,7 +133,7 @@ def test_start_of_a_teacher_that_is_not_there(expert_bundle: Make, phantoms: Pat
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("given", ["none", "sam.pth"])
 def test_no_base(experts: Experts, expert_bundle: Make, phantoms: Path, level: str, given: str):
-    """An expert on random weights is of no use to anyone, so that there is no word for it."""
+    """A random base cannot be asked for, because an expert on it would be useless."""
     bundle = expert_bundle(level)
     settings = FAST_EXPERT[level] | ({"teacher_checkpoint": experts[level].teacher} if level in TAUGHT else {})
     refused(
@@ -203,7 +205,7 @@ def test_spoiled_data(expert_bundle: Make, data: Path, sam: Path, workflow: str,
 
 
 def test_unreadable_scans_are_left_out_when_asked(expert_bundle: Make, data: Path, sam: Path):
-    """Each is named twice: when it is met, with the reason, and in the summary."""
+    """Each is reported twice: when it occurs, with the reason, and in the summary."""
     for scan in (truncated := [data / "imagesTr" / "phantom_002.nii.gz", data / "imagesVal" / "phantom_004.nii.gz"]):
         truncate(scan)
     settings = FAST_EXPERT["pixel"] | {"epochs": 1, "skip_unreadable": "true"}
@@ -227,7 +229,7 @@ def test_unreadable_scans_are_left_out_when_asked(expert_bundle: Make, data: Pat
         ({"batch_size": 0}, ["batch_size must be a whole number of at least 1, got 0"]),
         ({"noise": 0}, ["noise must be a number above 0, got 0"]),
         ({"validation_fraction": 1}, ["validation_fraction must be at least 0 and below 1, got 1"]),
-        ({"validation_fraction": 0, "datalist": "dataset.json"}, None),  # the datalist holds out
+        ({"validation_fraction": 0, "datalist": "dataset.json"}, None),  # the datalist has held-out scans
         ({"min_content": 2}, ["min_content must be a part of the pixels from 0 to 1, got 2"]),
         ({"modality": "PET"}, ["modality", "'PET'", "CT"]),
         ({"window": "[275,-125]"}, ["window must be two increasing numbers"]),
@@ -280,11 +282,11 @@ def test_wrong_setting_of_a_teacher(
     assert list(files(bundle.root / "models")) == []
 
 
-# ---- what may be mixed
+# ---- mixed formats
 
 
 def test_formats_and_roots_may_be_mixed(expert_bundle: Make, phantoms: Path, sam: Path, tmp_path: Path):
-    """A tree of volumes and pictures, and a second root; labels beside them are passed over, and all of it is told."""
+    """A tree of volumes and pictures, and a second root; labels are skipped; the summary lists all of it."""
     one, two = tmp_path / "one", tmp_path / "two"
     (one / "deep" / "labelsTr").mkdir(parents=True)
     shutil.copy(phantoms / "imagesTr" / "phantom_001.nii.gz", one / "deep")
@@ -311,4 +313,4 @@ def test_formats_and_roots_may_be_mixed(expert_bundle: Make, phantoms: Path, sam
     ]
     slices = [re.match(r"(\d+) scans, (\d+) slices", text) for _, text in rows[-2:]]
     assert sum(int(match[1]) for match in slices) == 8
-    assert sum(int(match[2]) for match in slices) == 10 + 5 + 5 + 5  # nothing is thinned out
+    assert sum(int(match[2]) for match in slices) == 10 + 5 + 5 + 5  # no slice is left out

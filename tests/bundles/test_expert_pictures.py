@@ -1,4 +1,4 @@
-"""Look at what an expert learned: the expert bundles' `inference` through their command line."""
+"""Pictures of what an expert learned: `inference` of the expert bundles through their command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.bundles.conftest import TrainedExpert
 from tests.bundles.weights import write_expert, write_sam
 
 Experts = dict[str, TrainedExpert]
-WORDS = {
+RESULTS = {
     "image": r"slice \d+ like (more/)?phantom_00[34] slice \d+ \S+.*",
     "patch": r"expert moves tokens by \d+% of their spread; .*",
     "pixel": r"PSNR \S+ -> \S+ dB, SSIM \S+ -> \S+",
@@ -26,7 +26,7 @@ WORDS = {
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_pictures_of_what_was_learned(experts: Experts, phantoms: Path, sam: Path, tmp_path: Path, level: str):
-    """A PNG and a line per case, below sub-folders too, with no setting of the training typed again."""
+    """A PNG and a log line per case, also in sub-folders, without repeating a setting of the training."""
     scans, out = tmp_path / "scans", tmp_path / "out"
     (scans / "more").mkdir(parents=True)
     cases = {"phantom_003": "phantom_003.nii.gz", "more/phantom_004": "more/phantom_004.nii.gz"}
@@ -39,8 +39,8 @@ def test_pictures_of_what_was_learned(experts: Experts, phantoms: Path, sam: Pat
     assert {scan: picture for _, scan, picture, _ in found} == {
         str(scans / file): str(out / f"{case}.png") for case, file in cases.items()
     }
-    for *_, told in found:
-        assert re.fullmatch(WORDS[level], told), told
+    for *_, result in found:
+        assert re.fullmatch(RESULTS[level], result), result
     assert {str(path.relative_to(out)) for path in out.rglob("*.*")} == {f"{case}.png" for case in cases}
     for case in cases:
         with Image.open(out / f"{case}.png") as picture:

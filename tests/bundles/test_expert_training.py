@@ -1,4 +1,4 @@
-"""Teach, train, look: the expert bundles' jobs through their command line."""
+"""Training of teachers and experts through the command line of the expert bundles."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def epochs(finished: Finished) -> list[int]:
 
 
 def saved_epoch(finished: Finished) -> int:
-    """The epoch of the file: the last of which the log says that it was saved."""
+    """The last epoch that the log reports as saved."""
     return int(re.findall(r"at epoch (\d), saved\)$", finished.out, re.MULTILINE)[-1])
 
 
@@ -53,13 +53,13 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("level", TAUGHT)
-def test_teaching_leaves_a_teacher(experts: Experts, level: str):
+def test_a_teacher_run_writes_a_teacher(experts: Experts, level: str):
     trained = experts[level]
     state, meta = read(trained.teacher)
     expected = METHODS[level]("tiny").state_dict()
     assert {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in expected.items()}
-    told = {key: meta[key] for key in ("kind", "method", "preset", "slices", "started_from", "epoch")}
-    assert told == {
+    found = {key: meta[key] for key in ("kind", "method", "preset", "slices", "started_from", "epoch")}
+    assert found == {
         "kind": "teacher",
         "method": {"image": "simclr", "patch": "mae"}[level],
         "preset": "tiny",
@@ -71,7 +71,7 @@ def test_teaching_leaves_a_teacher(experts: Experts, level: str):
 
 
 @pytest.mark.parametrize("level", TAUGHT)
-def test_teaching_tells_what_it_does(experts: Experts, level: str):
+def test_a_teacher_run_logs_its_summary_and_losses(experts: Experts, level: str):
     finished = experts[level].teaching
     assert finished.complaints == []
     assert epochs(finished) == [1, 2] and len(held_out_losses(finished)) == 2
@@ -86,10 +86,10 @@ def test_teaching_tells_what_it_does(experts: Experts, level: str):
 
 
 @pytest.mark.parametrize("level", TAUGHT)
-def test_teaching_goes_on_from_a_teacher(
+def test_a_teacher_run_continues_a_teacher(
     experts: Experts, expert_bundle: Callable[..., Bundle], phantoms: Path, level: str
 ):
-    """After steps too short for float32 the second file is the first, but for BatchNorm's statistics."""
+    """With steps below float32's precision, the second file equals the first except for BatchNorm's statistics."""
     bundle, first = expert_bundle(level), experts[level].teacher
     still = FAST_TEACHER[level] | {"learning_rate": 1e-30, "epochs": 1}
     finished = bundle("teacher", dataset_dir=phantoms, initial_checkpoint=first, **still)
@@ -105,7 +105,7 @@ def test_teaching_goes_on_from_a_teacher(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_training_leaves_an_expert_and_its_settings(experts: Experts, sam: Path, level: str):
+def test_training_writes_an_expert_and_its_settings(experts: Experts, sam: Path, level: str):
     trained = experts[level]
     written = {"expert.pt", "expert_last.pt", "decoder.pt" if level == "pixel" else "teacher.pt"}
     assert set(os.listdir(trained.expert.parent)) == written
@@ -120,12 +120,12 @@ def test_training_leaves_an_expert_and_its_settings(experts: Experts, sam: Path,
     for file in ("expert.pt", "expert_last.pt"):
         state, meta = read(trained.expert.with_name(file))
         assert {key: value.shape for key, value in state.items()} == expected
-        assert all(value.abs().max() > 0 for key, value in state.items() if "linear_b" in key)  # it has left zero
+        assert all(value.abs().max() > 0 for key, value in state.items() if "linear_b" in key)  # 0 at first
         assert meta["base_sha256"] == meta["base_sha256_before"] == base_sha256(net)
         assert {key: meta[key] for key in kept} == {key: given[key] for key in kept}
-        told = {key: meta[key] for key in ("kind", "level", "rank", "preset", "image_size", "teacher")}
+        found = {key: meta[key] for key in ("kind", "level", "rank", "preset", "image_size", "teacher")}
         teacher = None if level == "pixel" else f"tiny from {trained.teacher}"
-        assert told == {
+        assert found == {
             "kind": "expert",
             "level": level,
             "rank": 4,
@@ -136,7 +136,7 @@ def test_training_leaves_an_expert_and_its_settings(experts: Experts, sam: Path,
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_training_tells_what_it_does(experts: Experts, level: str):
+def test_training_logs_its_summary_and_losses(experts: Experts, level: str):
     finished = experts[level].finished
     assert finished.complaints == []
     assert epochs(finished) == [1, 2]
@@ -156,7 +156,7 @@ def test_training_tells_what_it_does(experts: Experts, level: str):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_only_the_expert_and_its_head_train(experts: Experts, level: str):
-    """Neither the base nor the teacher is in the state of the run, and the optimiser has no tensor more."""
+    """The state of the run holds neither the base nor the teacher, and the optimiser no other tensor."""
     saved = torch.load(experts[level].bundle.root / "eval" / "last.pt", weights_only=True)
     state, _ = read(experts[level].expert.with_name("expert_last.pt"))
     names = re.compile(rf"(?:features\.)?segmenter\.image_encoder\.(.*)\.attn\.experts\.{level}\.(.*)")
@@ -182,10 +182,10 @@ def retrain(experts: Experts, phantoms: Path, sam: Path) -> Callable[..., dict[s
 
 
 @pytest.mark.parametrize("level", ["image", pytest.param("patch", marks=pytest.mark.slow), "pixel"])
-def test_seed_decides_the_file(
+def test_the_seed_determines_the_file(
     experts: Experts, expert_bundle: Callable[..., Bundle], retrain: Callable[..., dict[str, Any]], level: str
 ):
-    """To the byte, in another process and another folder; and another seed gives another expert."""
+    """To the byte, in another process and folder; another seed gives another expert."""
     bundle = expert_bundle(level)
     expert = bundle.root / "models" / "expert.pt"
     assert bundle("training", **retrain(level)).code == 0
@@ -195,7 +195,7 @@ def test_seed_decides_the_file(
 
 
 def test_best_and_last_are_two_files(expert_bundle: Callable[..., Bundle], retrain: Callable[..., dict[str, Any]]):
-    """Where more loss is taken for better, the first epoch is the best; the decoder is that of the expert beside it."""
+    """If a higher loss counts as better, the first epoch is the best, and its decoder is kept."""
     bundle = expert_bundle("pixel")
     more_is_better = {"validate::evaluator::metric_cmp_fn": "$lambda current, best: current > best"}
     finished = bundle("training", **retrain("pixel") | more_is_better)
@@ -221,7 +221,7 @@ def test_training_has_monais_properties(
 
 
 @pytest.mark.parametrize("level", TAUGHT)
-def test_teaching_has_monais_properties(
+def test_a_teacher_run_has_monais_properties(
     expert_bundle: Callable[..., Bundle], phantoms: Path, in_process: Build, level: str
 ):
     workflow = in_process(expert_bundle(level), "teacher", dataset_dir=str(phantoms), **FAST_TEACHER[level])
@@ -231,7 +231,7 @@ def test_teaching_has_monais_properties(
     assert workflow.max_epochs == 2 and len(workflow.train_dataset_data) == 2
 
 
-# ---- a run that was killed
+# ---- killed runs
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_teaching_has_monais_properties(
         pytest.param("patch", "teacher", marks=pytest.mark.slow),
     ],
 )
-def test_killed_run_goes_on(
+def test_a_killed_run_continues(
     experts: Experts,
     expert_bundle: Callable[..., Bundle],
     phantoms: Path,
@@ -275,6 +275,6 @@ def test_killed_run_goes_on(
     assert f"resuming after epoch {done} from {last}" in finished.out
     assert epochs(finished) == list(range(done + 1, 6))
     assert torch.load(last, weights_only=True)["trainer"]["iteration"] == 10
-    if workflow == "training":  # the base is as it was before the kill
+    if workflow == "training":  # the base has not changed
         _, meta = read(bundle.root / "models" / "expert_last.pt")
         assert meta["base_sha256"] == read(experts[level].expert)[1]["base_sha256"]

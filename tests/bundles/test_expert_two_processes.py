@@ -26,7 +26,7 @@ launch = test_two_processes.launch  # the fixture: forked, or under torchrun
 
 @pytest.fixture
 def uneven(tmp_path: Path) -> Path:
-    """A scan of 16 slices to learn from, and one of 17 that is held out: the second process has one fewer of them."""
+    """A training scan of 16 slices and a held-out one of 17, of which the second process has one fewer."""
     folder = tmp_path / "uneven"
     folder.mkdir()
     for name in ("a.npy", "b.npy"):
@@ -41,8 +41,8 @@ def student(experts: Experts, level: str, sam: Path, **settings: Any) -> dict[st
     return FAST_EXPERT[level] | {"sam_checkpoint": sam} | teacher | settings
 
 
-def told(finished: list[Finished]) -> tuple[list[float], list[float]]:
-    """The losses of the epochs, of the first process's slices, and the held-out losses, of all; each is told once."""
+def losses(finished: list[Finished]) -> tuple[list[float], list[float]]:
+    """The training losses of the first process and the held-out losses of all; each is logged once."""
     assert [f.code for f in finished] == [0] * len(finished), finished
     out = "".join(f.out for f in finished)
     assert out.count("versions    ") == 1
@@ -53,25 +53,25 @@ def told(finished: list[Finished]) -> tuple[list[float], list[float]]:
 
 
 def learned(bundle: Bundle) -> torch.Tensor:
-    """What began at zero in an expert and is its own, in one row."""
+    """All B matrices of an expert, which start at zero, flattened."""
     state = torch.load(bundle.root / "models" / "expert_last.pt", weights_only=True)["state_dict"]
     return torch.cat([value.flatten() for key, value in state.items() if "linear_b" in key])
 
 
 @pytest.mark.parametrize("level", ["image", "patch"])
-def test_two_processes_learn_what_one_does(
+def test_two_processes_train_as_one_does(
     launch: Launch, experts: Experts, expert_bundle: Callable[..., Bundle], uneven: Path, sam: Path, level: str
 ):
-    """One batch holds all 16 slices, or two halves do: without augmentation the gradient is the same.
+    """Without augmentation, one batch of 16 slices and two of 8 have the same gradient.
 
-    The held-out slices are weighed alike, though one process has nine of them and the other eight.
+    Every held-out slice has the same weight, although one process has nine of them and the other eight.
     """
     settings = student(experts, level, sam, dataset_dir=uneven, warmup=0) | {"train::random_transforms": "[]"}
     one, two = expert_bundle(level, "one"), expert_bundle(level, "two")
-    single = told([one("training", **settings | {"batch_size": 16})])
+    single = losses([one("training", **settings | {"batch_size": 16})])
     both = launch(two, "training", OVERLAY, **settings)
     assert "x 2 processes" in "".join(f.out for f in both)
-    train, held_out = told(both)
+    train, held_out = losses(both)
     assert train == pytest.approx(single[0], rel=0.02)
     assert held_out == pytest.approx(single[1], rel=1e-3)  # four digits are printed
     assert single[1][1] < single[1][0]
@@ -86,8 +86,8 @@ def test_pixel_expert_of_two_processes(
     """Each process draws its own noise."""
     one, two = expert_bundle("pixel", "one"), expert_bundle("pixel", "two")
     settings = student(experts, "pixel", sam, dataset_dir=uneven)
-    single = told([one("training", **settings | {"batch_size": 16})])
-    both = told(launch(two, "training", OVERLAY, **settings))
+    single = losses([one("training", **settings | {"batch_size": 16})])
+    both = losses(launch(two, "training", OVERLAY, **settings))
     assert both[1][0] == pytest.approx(single[1][0], rel=0.1)
     assert sorted(os.listdir(two.root / "models")) == ["decoder.pt", "expert.pt", "expert_last.pt"]
     iteration = torch.load(two.root / "eval" / "last.pt", weights_only=True)["trainer"]["iteration"]
@@ -98,7 +98,7 @@ def test_pixel_expert_of_two_processes(
 def test_teacher_of_two_processes(launch: Launch, expert_bundle: Callable[..., Bundle], uneven: Path, level: str):
     """The same overlay, on `train.yaml` and `teacher.yaml`."""
     bundle = expert_bundle(level)
-    _, held_out = told(launch(bundle, "teacher", OVERLAY, dataset_dir=uneven, **FAST_TEACHER[level]))
+    _, held_out = losses(launch(bundle, "teacher", OVERLAY, dataset_dir=uneven, **FAST_TEACHER[level]))
     assert np.isfinite(held_out).all()
     assert os.listdir(bundle.root / "models") == ["teacher.pt"]
     state = torch.load(bundle.root / "models" / "teacher.pt", weights_only=True)["state_dict"]
@@ -106,7 +106,7 @@ def test_teacher_of_two_processes(launch: Launch, expert_bundle: Callable[..., B
 
 
 def refused_by_all(finished: list[Finished], words: str) -> None:
-    """Every process ends with one line, to which torch adds its rank; torchrun may stop the second before it."""
+    """Every process ends with one line, to which torch adds its rank; torchrun may stop the second process first."""
     assert all(f.code != 0 for f in finished), finished
     lines = [line for f in finished for line in f.complaints if "error: " in line]
     assert 1 <= len(lines) <= 2, finished
@@ -114,7 +114,9 @@ def refused_by_all(finished: list[Finished], words: str) -> None:
     assert not any("samora_monai.errors" in f.err for f in finished)
 
 
-def test_missing_teacher_ends_both(launch: Launch, expert_bundle: Callable[..., Bundle], uneven: Path, sam: Path):
+def test_a_missing_teacher_ends_both_processes(
+    launch: Launch, expert_bundle: Callable[..., Bundle], uneven: Path, sam: Path
+):
     bundle = expert_bundle("image")
     settings = FAST_EXPERT["image"] | {"sam_checkpoint": sam, "dataset_dir": uneven}
     refused_by_all(launch(bundle, "training", OVERLAY, **settings), "there is no SimCLR teacher '")

@@ -62,7 +62,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """For each level the settings of a run: a base, an expert, a decoder."""
+    """The settings of a run by level: a base, an expert, a decoder."""
     root = tmp_path_factory.mktemp("files")
     sam = write_sam(root / "sam.pth")
     found = {}
@@ -82,7 +82,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
 def run(
     files: dict[str, dict[str, str]], scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> Iterator[Callable[..., tuple[ConfigWorkflow, list[str]]]]:
-    """`run(level, KEY=VALUE, ...)` runs an inference into `tmp_path`; gives the workflow and a line for each case."""
+    """`run(level, KEY=VALUE, ...)`: an inference into `tmp_path`; returns the workflow and a log line per case."""
     before = sys.excepthook, logging.getLogRecordFactory(), logging.getLogger("monai.bundle.scripts").level
     path = list(sys.path)
 
@@ -113,7 +113,7 @@ def run(
 
 
 def cells(path: Path, rows: int, columns: int) -> np.ndarray:
-    """A picture of panels, cut into their places without the titles: `[rows, columns, h, w, 3]`."""
+    """The cells of a picture of panels, without their titles: `[rows, columns, h, w, 3]`."""
     picture = imread(path)[..., :3]
     picture = picture[HEAD:, GAP:]
     h, w = picture.shape[0] // rows, picture.shape[1] // columns
@@ -177,8 +177,8 @@ def test_patch_bundle(run, tmp_path: Path):
     panels = cells(tmp_path / "a.png", 3, 3)
     share = colourful(panels)
     assert share[:, 0].max() < 0.01 and share[:, 1:].min() > 0.2
-    assert np.abs(panels[:, 1] - panels[:, 2]).mean() > 0.02  # the expert says something
-    assert (imread(tmp_path / "a.png") == imread(tmp_path / "b.png"))[:, :100].all()  # b is a, stored otherwise
+    assert np.abs(panels[:, 1] - panels[:, 2]).mean() > 0.02  # the expert changes the tokens
+    assert (imread(tmp_path / "a.png") == imread(tmp_path / "b.png"))[:, :100].all()  # b is a in another orientation
 
 
 def test_pixel_bundle(run, tmp_path: Path):
@@ -210,7 +210,7 @@ def test_pixel_bundle(run, tmp_path: Path):
         ("patch", {"dataset_dir": "absent"}, "absent' does not exist"),
     ],
 )
-def test_what_is_missing_is_said(run, level: str, settings: dict[str, Any], words: str):
+def test_missing_files_and_wrong_settings_are_reported(run, level: str, settings: dict[str, Any], words: str):
     with pytest.raises((RuntimeError, InputError)) as info:
         run(level, **settings)
     error: BaseException | None = info.value
@@ -222,7 +222,7 @@ def test_what_is_missing_is_said(run, level: str, settings: dict[str, Any], word
 # ---- cases and slices
 
 
-def test_cases_are_named_by_their_place(tmp_path: Path):
+def test_cases_are_named_by_their_path(tmp_path: Path):
     for name in ("b.v2.png", "sub/a.JPG", "sub/a_mask.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -254,12 +254,12 @@ def test_slices_are_at_the_quarters_of_the_content():
     assert content_slices(0 * volume) == [7, 14, 22]
 
 
-def test_slices_stand_as_in_the_overlays():
+def test_slices_have_the_orientation_of_the_overlays():
     volume = MetaTensor(image(1, 6, 5, 4), affine=torch.eye(4).double())
     np.testing.assert_array_equal(upright(volume[0].movedim(-1, 0)), axial_slices(volume))
 
 
-def test_picked_slices_keep_their_shape_on_paper():
+def test_picked_slices_keep_their_extent_when_resized():
     volume = MetaTensor(image(1, 12, 8, 9), affine=torch.diag(torch.tensor([0.5, 2.0, 3.0, 1.0]).double()))
     picked = PickSlicesd(image_size=16)({"image": volume})
     assert picked["slices"].tolist() == [2, 4, 6] and picked["extent"].tolist() == [6, 16]
@@ -270,15 +270,15 @@ def test_picked_slices_keep_their_shape_on_paper():
 # ---- networks
 
 
-def test_inferer_stacks_what_the_network_says():
+def test_inferer_stacks_the_outputs_of_the_network():
     volume = image(2, 1, 6, 4, 5)
 
     def network(x):
         assert len(x) <= 2
         return x.mean((1, 3))  # [slices, X]
 
-    answers = SliceStackInferer(batch_size=2)(volume, network)
-    torch.testing.assert_close(answers, volume[:, 0].mean(2))
+    outputs = SliceStackInferer(batch_size=2)(volume, network)
+    torch.testing.assert_close(outputs, volume[:, 0].mean(2))
 
 
 def test_with_and_without_the_expert():
@@ -293,7 +293,7 @@ def test_with_and_without_the_expert():
     assert (both[:, 0] - both[:, 1]).abs().mean() > 1e-3
 
 
-# ---- what is computed for the pictures
+# ---- features, colours, noise and panels
 
 
 def test_nearest_slices():

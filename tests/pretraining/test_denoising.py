@@ -1,4 +1,4 @@
-"""What the pixel student computes, from where, and that its loss has its minimum at the clean image."""
+"""The pixel student: its output and trained parameters, and a loss with its minimum at the clean image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def student() -> DenoisingStudent:
 
 
 @pytest.mark.parametrize("preset", ["vit_b", "vit_l", "vit_h"])
-def test_the_taps_are_sams_global_blocks(preset: str):
+def test_the_taps_are_sams_global_attention_blocks(preset: str):
     with torch.device("meta"):
         net = DenoisingStudent(build_segmenter(preset, experts=("pixel",), train="experts"), 4)
     assert net.taps == PRESETS[preset]["global_attn_indexes"]
@@ -29,28 +29,28 @@ def test_the_decoder_of_vit_b_is_as_large_as_stated():
     assert sum(p.numel() for p in decoder.parameters()) == 5_369_921
 
 
-def test_the_answer_has_the_size_of_the_image():
+def test_the_output_has_the_size_of_the_image():
     net = student().eval()
     assert net(image(2, 1, 64, 64)).shape == (2, 1, 64, 64)
     assert net(image(1, 1, 50, 70)).shape == (1, 1, 50, 70)
 
 
-def test_nothing_leads_from_the_image_to_the_answer_but_the_encoder():
+def test_the_image_reaches_the_output_only_through_the_encoder():
     net = student().eval()
     tokens = [torch.randn(1, 4, 4, 32, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     net.segmenter.image_encoder.tokens = lambda x, blocks: tokens  # type: ignore[method-assign]
     assert torch.equal(net(image(1, 1, 64, 64, seed=1)), net(image(1, 1, 64, 64, seed=2)))
 
 
-def test_every_tap_matters():
+def test_the_tokens_of_each_depth_change_the_output():
     decoder = UNETRDecoder(8, 4).eval()
     tokens = [torch.randn(1, 2, 2, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
-    answer = decoder(tokens)
+    output = decoder(tokens)
     for i in range(4):
         other = [t + 1 if j == i else t for j, t in enumerate(tokens)]
-        # an instance norm forgets a constant, not what is different in each channel
+        # convolutions mix the channels, so that instance norms cannot undo a different factor in each
         other[i] = other[i] * torch.linspace(0.5, 2, 8)
-        assert not torch.allclose(decoder(other), answer, atol=1e-4), i
+        assert not torch.allclose(decoder(other), output, atol=1e-4), i
 
 
 def test_only_the_expert_and_the_decoder_train():
@@ -69,7 +69,7 @@ def test_the_default_loss_is_the_mean_squared_error():
 
 @pytest.mark.parametrize("weight", [0.0, 0.1, 0.9])
 def test_gradient_descent_on_the_pixels_ends_at_the_clean_image(weight: float):
-    """The published mix on standardised images does not: it ends at a correlation of 0.46 with the image."""
+    """The published mix on standardised images does not: it ends at a correlation of 0.46 with the clean image."""
     clean = image(2, 1, 8, 8)
     pixels = torch.full_like(clean, 0.5, requires_grad=True)
     optimizer = torch.optim.Adam([pixels], lr=0.02)

@@ -1,4 +1,4 @@
-"""What the image and patch students compute, what trains in them, and where the teacher is not."""
+"""The image and patch students: their outputs and trained parameters, and a teacher outside the student."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tiny import image, tiny
 
 
 class Teacher(nn.Module):
-    """Four patches, each told by its four quarters; batch norm and dropout would move in training."""
+    """Features of four patches, each from its four quarters; BatchNorm and dropout act only in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,13 +59,13 @@ def test_tokens_come_row_by_row_and_go_to_the_teachers_grid():
     torch.testing.assert_close(net(x), expected)
 
 
-def test_a_teacher_of_the_same_grid_is_met_without_resizing():
+def test_tokens_on_the_teachers_grid_are_not_resized():
     net = tiny()
     x = image(1, 1, 64, 64)
     assert torch.equal(EncoderFeatures(net, grid=4)(x), EncoderFeatures(net)(x))
 
 
-def test_the_target_is_the_teachers_answer_in_evaluation_under_a_layer_norm():
+def test_the_target_is_the_normalised_output_of_the_teacher_in_evaluation_mode():
     teacher = Teacher().train()
     x = image(3, 1, 64, 64)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def train(net: DistillationStudent, steps: int) -> tuple[SupervisedTrainer, list
     return trainer, losses
 
 
-def test_only_the_expert_and_the_head_train_and_the_base_stays_to_the_bit():
+def test_only_the_expert_and_the_head_train_and_the_base_is_bitwise_unchanged():
     net = student(pooled=False)
     segmenter = net.features.segmenter
     trains = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
@@ -125,8 +125,8 @@ def test_the_teacher_is_in_neither_the_state_dict_nor_the_optimiser():
     assert not any(p.requires_grad for p in target.teacher.parameters())
 
 
-def test_the_first_step_moves_b_and_leaves_a():
-    """B of a new expert is zero: A gets a gradient that is zero, and everything frozen gets none."""
+def test_the_first_step_changes_b_but_not_a():
+    """B of a new expert is zero, so the gradient of A is zero; frozen parameters have none."""
     torch.manual_seed(0)
     segmenter = tiny(experts=("image",), train="experts")
     for block in segmenter.image_encoder.blocks:

@@ -65,7 +65,7 @@ def pair(monkeypatch):
     for name in ("patch_embedding.position_embeddings", "decoder_pos_embedding"):  # MONAI's own tables agree
         torch.testing.assert_close(oracle.state_dict()[name], state[name], rtol=0, atol=1e-6)
     missing, unexpected = oracle.load_state_dict(state, strict=False)
-    assert not unexpected and all("cross_attn" in key for key in missing)  # MONAI 1.5 builds it, and uses it no more
+    assert not unexpected and all("cross_attn" in key for key in missing)  # MONAI 1.5 has it but does not use it
     for module in oracle.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-6  # MONAI's is PyTorch's 1e-5, MAE's is 1e-6
@@ -96,7 +96,7 @@ def test_masked_prediction_is_that_of_monai(pair, monkeypatch):
 
 
 @torch.no_grad()
-def test_masked_patches_are_not_seen():
+def test_masked_patches_have_no_effect():
     net, x = small(), image(1, 1, 32, 32)
     noise = torch.arange(16.0).flip(0)[None]  # the last four patches, the lowest row, stay
     prediction, mask = net.masked(x, 0.75, noise)
@@ -139,7 +139,7 @@ def test_patches_and_pixels_are_in_maes_order():
 
 
 @torch.no_grad()
-def test_any_image_grey_or_not_is_brought_to_the_native_size():
+def test_grey_and_colour_images_of_any_size_are_resized_to_the_input_size():
     net, x = small(), image(2, 1, 50, 41)
     resized = F.interpolate(x, (32, 32), mode="bilinear", antialias=True).repeat(1, 3, 1, 1)
     torch.testing.assert_close(net(x), net(resized))
@@ -152,7 +152,7 @@ def test_any_image_grey_or_not_is_brought_to_the_native_size():
 
 @torch.no_grad()
 def test_tokens_come_row_by_row():
-    """Without context (blocks that say nothing) a change of one patch changes its token alone."""
+    """With blocks that add nothing, a change of one patch changes its token alone."""
     net = small()
     for block in net.blocks:
         for layer in (block.attn.proj, block.mlp.fc2):
@@ -183,7 +183,7 @@ def test_initialisation():
     assert sum(p.numel() for p in net.parameters()) < 1.1e6
 
 
-def test_pretraining_masks_anew_and_trains_everything():
+def test_pretraining_draws_new_masks_and_trains_all_parameters():
     net = MaskedPretraining(small(), mask_ratio=0.5)
     x = image(2, 1, 32, 32)
     torch.manual_seed(0)
@@ -198,7 +198,7 @@ def test_pretraining_masks_anew_and_trains_everything():
 
 
 def public_keys(depth: int, decoder_depth: int) -> list[str]:
-    """The keys of Meta's full file, written down after it."""
+    """The keys of Meta's full file."""
 
     def pair(name):
         return [f"{name}.weight", f"{name}.bias"]

@@ -79,7 +79,7 @@ def errors(net: SimCLRTeacher, height: int, width: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (70, 96)])  # grids 16, 8, 4, 2 and 18x24, 9x12, 5x6, 3x3
-def test_features_and_projection_are_tensorflows(width_1, height, width):
+def test_features_and_projection_equal_tensorflows(width_1, height, width):
     assert width_1.preset == "r50_1x_sk1"
     found = errors(width_1, height, width)
     assert max(found.values()) < 3e-6, found
@@ -92,8 +92,8 @@ def test_features_and_projection_are_tensorflows(width_1, height, width):
         ("replicate", (0, 1, 0, 1)),  # its average pool: the border's zeros count
     ],
 )
-def test_the_stored_activations_tell_the_padding_rules(width_1, monkeypatch, mode, usual):
-    """With the usual padding instead of TensorFlow's, at either place, the comparison fails by far."""
+def test_the_stored_activations_detect_wrong_padding(width_1, monkeypatch, mode, usual):
+    """With PyTorch's usual padding at either place, the errors are far above the tolerance."""
 
     def pad(x, padding, padding_mode="constant", pad=F.pad):
         broken = (padding, padding_mode) == ((0, 1, 0, 1), mode)
@@ -136,7 +136,7 @@ def small(seed: int = 0) -> SimCLRTeacher:
 
 
 @torch.no_grad()
-def test_any_image_grey_or_not_is_brought_to_the_native_size():
+def test_grey_and_colour_images_of_any_size_are_resized_to_the_input_size():
     net = small().eval()
     x = image(2, 1, 50, 41)
     resized = F.interpolate(x, (32, 32), mode="bilinear", antialias=True)
@@ -156,7 +156,7 @@ def test_views_share_the_batch_statistics_and_keep_their_order():
     torch.testing.assert_close(z, expected)
 
 
-def test_all_but_the_last_shift_is_trained():
+def test_all_parameters_but_the_last_bias_train():
     net = ContrastivePretraining(small())
     net(image(2, 2, 1, 32, 32)).square().sum().backward()
     without = [name for name, parameter in net.named_parameters() if parameter.grad is None]
@@ -166,7 +166,7 @@ def test_all_but_the_last_shift_is_trained():
 
 
 def public_keys(depths: tuple[int, ...]) -> dict[str, list[str]]:
-    """The keys of a converted file's two parts, written down after the files."""
+    """The keys of a converted file's two parts, as in the public files."""
     resnet = [f"net.0.{i}.weight" for i in (0, 2, 4)]
     resnet += [f"net.0.{i}.0.{entry}" for i in (1, 3, 5) for entry in BATCH_NORM]
     for group, depth in enumerate(depths, 1):
@@ -191,7 +191,7 @@ def public_file(net: SimCLRTeacher, depths: tuple[int, ...]) -> dict[str, dict[s
     return content
 
 
-def test_every_public_key_has_one_rule_and_one_place():
+def test_every_public_key_matches_one_rule_and_one_parameter():
     keys = public_keys((3, 4, 6, 3))
     assert (len(keys["resnet"]), len(keys["head"]), len(RULES)) == (444, 18, 24)
     with torch.device("meta"):
@@ -215,8 +215,8 @@ def test_a_converted_file_loads(tmp_path, part):
     assert torch.equal(net.head(net(x)), source.head(source(x)))
 
 
-def test_the_names_of_a_converted_file_are_where_they_belong():
-    """The order of modules in the file, stated apart from the rules: stem, pool, then what a block does in turn."""
+def test_known_names_of_a_converted_file_are_renamed():
+    """Pairs of names that were derived from the order of modules in the file, independently of the rules."""
     one = torch.zeros(0)
     expected = {
         "resnet.net.0.2.weight": "stem.conv2.weight",

@@ -1,4 +1,4 @@
-"""Our teacher files, and a run without a teacher."""
+"""Teacher files, and the refusal of missing and wrong ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mae(seed: int = 0, **sizes) -> MAETeacher:
 
 @pytest.mark.parametrize("build", [simclr, mae])
 @torch.no_grad()
-def test_a_saved_teacher_teaches_the_same(tmp_path, build):
+def test_a_loaded_teacher_computes_the_same_features(tmp_path, build):
     teacher, x = build(1), image(2, 1, 40, 40)
     if build is simclr:
         teacher.train()(x)  # moves the BatchNorm statistics
@@ -44,7 +44,7 @@ def test_a_saved_teacher_teaches_the_same(tmp_path, build):
         assert torch.equal(net.eval()(x), teacher.eval()(x))
 
 
-def test_meta_says_what_it_was_made_of(tmp_path):
+def test_the_meta_of_a_file_describes_its_teacher(tmp_path):
     teacher = simclr()
     save_teacher(teacher, tmp_path / "teacher.pt", images=7, epochs=2)
     content = torch.load(tmp_path / "teacher.pt", weights_only=True)
@@ -64,7 +64,7 @@ def test_meta_says_what_it_was_made_of(tmp_path):
 
 @pytest.mark.parametrize("source", [None, "none", ""])
 @pytest.mark.parametrize(("build", "public"), [(simclr, "r50_2x_sk1.pth"), (mae, "mae_pretrain_vit_large_full.pth")])
-def test_no_teacher_is_refused_with_the_way_to_one(build, public, source):
+def test_a_missing_teacher_is_refused_with_instructions(build, public, source):
     words = ("a random teacher teaches nothing", "run teacher", "--teacher_checkpoint FILE", public)
     with refused("was given", *words, error=MissingFileError):
         read_teacher(build(), source)
