@@ -80,9 +80,14 @@ class MaskDecoder(nn.Module):
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
         """As in SAM: the single mask (token 0) or the multi-masks (tokens 1 and up), with their predicted IoU."""
-        decoded = self.decode(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        masks, iou = self.predict_masks(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
-        return decoded.masks[:, chosen], self.iou_prediction_head(decoded.quality_token)[:, chosen]
+        return masks[:, chosen], iou[:, chosen]
+
+    def predict_masks(self, *embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """As in SAM, with the arguments of `decode`: masks of all tokens `[B, T, 4 G, 4 G]` and their predicted IoU."""
+        decoded = self.decode(*embeddings)
+        return decoded.masks, self.iou_prediction_head(decoded.quality_token)
 
     def decode(
         self,

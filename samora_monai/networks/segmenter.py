@@ -115,6 +115,10 @@ class Segmenter(StrictlyLoaded):
             return (first.masks,)
         return first.masks, self.mask_decoder2.predict_masks(embedding, pe, dense, first, label)[0]
 
+    def low_res_logits(self, x: Tensor) -> Tensor:
+        """`[B, in_channels, H, W]` in [0, 1] -> `[B, num_classes, S/4, S/4]`, of the first decoder."""
+        return self.stage_logits(x)[0]
+
     def encode(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
         """`[B, in_channels, H, W]` in [0, 1] -> tokens `[B, S/16, S/16, dim]` after each of `blocks`, as `tokens`."""
         return self.image_encoder.tokens(self.preprocess(x), blocks)

@@ -119,6 +119,7 @@ def test_stage_in_evaluation(size):
     net.stage = 2
     assert torch.equal(net(x), second)
     assert (first - second).abs().max() > 0.1
+    assert torch.equal(net.low_res_logits(x), net.stage_logits(x)[0])
 
 
 @torch.no_grad()

@@ -95,11 +95,11 @@ def test_mask_decoder(name, dtype):
         golden.check("image_tokens", outputs[1])
 
     hook = decoder.transformer.register_forward_hook(check_transformer)
-    decoded = decoder.decode(image, pe, sparse, dense)
+    masks, iou = decoder.predict_masks(image, pe, sparse, dense)
     hook.remove()
     if "masks" in golden.case["outputs"]:
-        golden.check("masks", decoded.masks)
-        golden.check("iou", decoder.iou_prediction_head(decoded.quality_token))
+        golden.check("masks", masks)
+        golden.check("iou", iou)
         return
     for kind, multimask in (("multi", True), ("single", False)):
         masks, iou = decoder(image, pe, sparse, dense, multimask)
@@ -151,7 +151,7 @@ def test_samed(name, dtype, tmp_path):
     net = samed(golden, tmp_path, dtype)
     image = golden.input("image").to(dtype)
     golden.check("embedding", net.image_encoder(net.preprocess(image)))
-    golden.check("low_res_logits", net.stage_logits(image)[0])
+    golden.check("low_res_logits", net.low_res_logits(image))
     masks = net(image)
     golden.check("masks", masks)
     if dtype == torch.float32:  # ties aside, the same class everywhere
@@ -174,7 +174,7 @@ def test_resize_of_a_1024_checkpoint(name, tmp_path):
     load_samed(net, golden.state("lora_manifest"))
     net.eval()
     image = golden.input("image")
-    golden.check("low_res_logits", net.stage_logits(image)[0])
+    golden.check("low_res_logits", net.low_res_logits(image))
 
 
 def reference_name(name: str) -> str:
@@ -193,7 +193,7 @@ def reference_name(name: str) -> str:
 def test_gradients(name, tmp_path):
     golden = Golden(name)
     net = samed(golden, tmp_path).double()
-    logits = net.stage_logits(golden.input("image").double())[0]
+    logits = net.low_res_logits(golden.input("image").double())
     loss = SegmentationLoss()(logits, golden.input("low_res_label")[:, None])
     loss.backward()
     assert loss.item() == pytest.approx(float(golden.arrays["loss_f64"]), rel=1e-7)
@@ -224,7 +224,7 @@ def test_training_trajectory(name, tmp_path):
     schedule = WarmupPolyLR(optimizer, case["warmup"], case["max_iterations"], case["lr_exp"])
     loss_function, losses = SegmentationLoss(), []
     for step in range(case["steps"]):
-        logits = net.stage_logits(golden.input(f"image{step % 3}").double())[0]
+        logits = net.low_res_logits(golden.input(f"image{step % 3}").double())
         loss = loss_function(logits, golden.input(f"low_res_label{step % 3}")[:, None])
         optimizer.zero_grad()
         loss.backward()
