@@ -45,23 +45,29 @@ def check_not_given(**settings: Any) -> None:
 
 
 class PretrainingEvaluator(SupervisedEvaluator):
-    """Evaluator whose key metric, `val_loss`, is the mean loss of the held-out slices; lower is better.
+    """Evaluator whose key metric, `val_loss`, is the mean loss of the held-out slices.
 
     Does not decollate. Computes in bfloat16 under amp.
 
     Args:
         loss_function: of the prediction and the label; without a label, of the prediction and the image.
+        metric_cmp_fn: whether a loss is better than the best so far; lower is better by default.
         settings: of `SupervisedEvaluator`.
     """
 
     def __init__(
-        self, loss_function: Callable, device: torch.device | str, amp: bool | str = False, **settings: Any
+        self,
+        loss_function: Callable,
+        device: torch.device | str,
+        amp: bool | str = False,
+        metric_cmp_fn: Callable[[float, float], bool] = operator.lt,
+        **settings: Any,
     ) -> None:
         super().__init__(
             device=torch.device(device),
             amp=flag(amp, "amp"),
             key_val_metric={"val_loss": Loss(loss_function, output_transform=_pred_and_target, device=device)},
-            metric_cmp_fn=operator.lt,
+            metric_cmp_fn=metric_cmp_fn,
             amp_kwargs={"dtype": torch.bfloat16},
             decollate=False,
             **settings,
