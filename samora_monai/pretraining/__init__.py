@@ -2,9 +2,9 @@
 
 from samora_monai.pretraining.denoising import DenoisingLoss, DenoisingStudent
 from samora_monai.pretraining.distillation import DistillationStudent, EncoderFeatures, TeacherTarget
-from samora_monai.pretraining.losses import MaskedReconstructionLoss, NTXentLoss
-from samora_monai.pretraining.mae import MAETeacher, MaskedPretraining
-from samora_monai.pretraining.simclr import ContrastivePretraining, SimCLRTeacher
+from samora_monai.pretraining.losses import MaskedReconstructionLoss, NTXentLoss, nt_xent
+from samora_monai.pretraining.mae import MAETeacher, MaskedPretraining, load_mae
+from samora_monai.pretraining.simclr import ContrastivePretraining, SimCLRTeacher, load_simclr
 from samora_monai.pretraining.teacher import read_teacher, save_teacher
 from samora_monai.pretraining.views import TwoViewsd
 
@@ -21,6 +21,9 @@ __all__ = [
     "SimCLRTeacher",
     "TeacherTarget",
     "TwoViewsd",
+    "load_mae",
+    "load_simclr",
+    "nt_xent",
     "read_teacher",
     "save_teacher",
 ]

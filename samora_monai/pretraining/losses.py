@@ -15,7 +15,7 @@ from samora_monai.pretraining.mae import normalise, patchify
 from samora_monai.settings import flag
 
 
-class NTXentLoss(nn.Module):
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
     """The normalised, temperature-scaled cross-entropy of SimCLR (https://arxiv.org/abs/2002.05709), in float32.
 
     With s the cosine of two projections and (i, j) the two views of an image, over all 2 B projections:
@@ -27,7 +27,17 @@ class NTXentLoss(nn.Module):
     those of its own batch, not those of all processes.
 
     Args:
+        z1, z2: `[B, D]`, projections of the first and the second views, of any length.
         temperature: t; 0.1 in SimCLRv2.
+    """
+    with torch.autocast(z1.device.type, enabled=False):  # in bfloat16, cosines over 0.1 have an error of 2 %
+        z = F.normalize(torch.cat([z1, z2]).float(), dim=1)
+        logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))  # [2 B, 2 B]
+        return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z1)))
+
+
+class NTXentLoss(nn.Module):
+    """`nt_xent` as the loss function of a trainer.
 
     Raises:
         InputError: the temperature is not positive.
@@ -41,10 +51,7 @@ class NTXentLoss(nn.Module):
 
     def forward(self, z: Tensor, target: object = None) -> Tensor:
         """`[B, 2, D]`, projections of both views of each image -> scalar; each view is the target of the other."""
-        with torch.autocast(z.device.type, enabled=False):  # in bfloat16, cosines over 0.1 have an error of 2 %
-            views = F.normalize(z.transpose(0, 1).flatten(0, 1).float(), dim=1)  # [2 B, D], first views first
-            logits = (views @ views.T / self.temperature).fill_diagonal_(float("-inf"))  # [2 B, 2 B]
-            return F.cross_entropy(logits, torch.arange(len(views), device=z.device).roll(len(z)))
+        return nt_xent(z[:, 0], z[:, 1], self.temperature)
 
 
 class MaskedReconstructionLoss(nn.Module):

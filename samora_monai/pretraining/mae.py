@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from samora_monai.checkpoints.files import LoadReport, copy_strictly
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly
 from samora_monai.errors import InputError
 from samora_monai.networks.image_encoder import PatchEmbed
 from samora_monai.networks.segmenter import resize_image
@@ -219,6 +219,11 @@ class MAETeacher(Teacher):
         """`[B, n, out_dim]` -> `[B, 1 + n, out_dim]`, the class token first, after the last norm."""
         y = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1), tokens], 1)
         return self.norm(self.blocks(y))
+
+
+def load_mae(net: MAETeacher, source: Source) -> LoadReport:
+    """Load a teacher file or one of MAE's public checkpoints, see `Teacher.load_weights`."""
+    return net.load_weights(source)
 
 
 class MaskedPretraining(nn.Module):

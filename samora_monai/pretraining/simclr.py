@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
-from samora_monai.checkpoints.files import LoadReport, copy_strictly
+from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly
 from samora_monai.errors import InputError
 from samora_monai.networks.segmenter import resize_image
 from samora_monai.pretraining.simclr_checkpoint import our_names, sizes_of
@@ -202,6 +202,11 @@ class SimCLRTeacher(Teacher):
         remedy = f"expected the converted r50_2x_sk1.pth with its two parts, resnet and head, for preset {self.preset}"
         copied = copy_strictly(self, ours, list(self.state_dict()), name, remedy)
         return LoadReport(name, copied=copied, dropped=dropped)
+
+
+def load_simclr(net: SimCLRTeacher, source: Source) -> LoadReport:
+    """Load a teacher file or SimCLRv2's public checkpoint, see `Teacher.load_weights`."""
+    return net.load_weights(source)
 
 
 class ContrastivePretraining(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from samora_monai.pretraining.losses import MaskedReconstructionLoss, NTXentLoss
+from samora_monai.pretraining.losses import MaskedReconstructionLoss, NTXentLoss, nt_xent
 from samora_monai.pretraining.mae import MAETeacher
 from tests.pretraining.small import MAE as SMALL
 from tests.tiny import image, refused
@@ -35,6 +35,7 @@ def slow_nt_xent(z1, z2, temperature):
 def test_nt_xent_is_the_papers(temperature):
     z = torch.randn(5, 2, 7, generator=torch.Generator().manual_seed(0)) * 3
     expected = slow_nt_xent(z[:, 0], z[:, 1], temperature)
+    assert nt_xent(z[:, 0], z[:, 1], temperature).item() == pytest.approx(expected, rel=1e-6)
     assert NTXentLoss(temperature)(z).item() == pytest.approx(expected, rel=1e-6)
     assert NTXentLoss(temperature)(z, torch.zeros(5)).item() == pytest.approx(expected, rel=1e-6)
 

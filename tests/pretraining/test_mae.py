@@ -14,6 +14,7 @@ from samora_monai.pretraining.mae import (
     MAE_PRESETS,
     MAETeacher,
     MaskedPretraining,
+    load_mae,
     normalise,
     patchify,
     sincos_positions,
@@ -225,7 +226,7 @@ def test_full_and_encoder_only_files_load(tmp_path):
     full = {key: source.state_dict()[key] for key in public_keys(2, 2)}
     torch.save({"model": full}, tmp_path / "full.pth")
     net, noise = small(2), image(1, 16)
-    report = net.load_weights(tmp_path / "full.pth")
+    report = load_mae(net, tmp_path / "full.pth")
     assert (len(report.copied), report.kept) == (len(full), [])
     assert torch.equal(net.masked(x, 0.75, noise)[0], source.masked(x, 0.75, noise)[0])
 

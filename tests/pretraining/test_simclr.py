@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from samora_monai.pretraining.simclr import SIMCLR_PRESETS, ContrastivePretraining, SimCLRTeacher
+from samora_monai.pretraining.simclr import SIMCLR_PRESETS, ContrastivePretraining, SimCLRTeacher, load_simclr
 from samora_monai.pretraining.simclr_checkpoint import RULES, our_names
 from tests.pretraining.small import SIMCLR as SMALL
 from tests.tiny import image, randomise, refused, untouched
@@ -208,7 +208,7 @@ def test_a_converted_file_loads(tmp_path, part):
     content = public_file(source, SMALL["depths"])
     content = {part: content["resnet"], "head": content["head"]}
     torch.save(content, tmp_path / "r50.pth")
-    report = net.load_weights(tmp_path / "r50.pth")
+    report = load_simclr(net, tmp_path / "r50.pth")
     assert len(report.copied) == len(net.state_dict())
     assert report.dropped == [f"{part}.fc.weight", f"{part}.fc.bias"]
     x = image(1, 3, 32, 32)
