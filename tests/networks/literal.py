@@ -1,6 +1,6 @@
 """Slow, literal transcription of a block with experts and HL-Attn: loops over windows, heads and queries, in numpy.
 
-``p`` maps a block's parameter names (``attn.qkv.weight``) to float64 arrays; token grids are ``[G, G, C]``.
+`p` maps a block's parameter names (`attn.qkv.weight`) to float64 arrays; token grids are `[G, G, C]`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def attend(
     """Every query of every window and head by itself.
 
     Args:
-        q, k, v: ``[G, G, C]``.
+        q, k, v: `[G, G, C]`.
         pad: q, k and v of the padding tokens, which take part as keys.
         side: side of the windows.
         tables: relative positions of rows and of columns, or nothing.

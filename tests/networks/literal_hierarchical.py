@@ -1,6 +1,6 @@
 """Slow, literal transcription of H-SAM's two decoders for one image: loops over heads and classes, in numpy.
 
-``p`` maps a decoder's parameter names to float64 arrays; images are ``[C, H, W]``, token sets ``[n, C]``.
+`p` maps a decoder's parameter names to float64 arrays; images are `[C, H, W]`, token sets `[n, C]`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def masks_of(p: Params, name: str, layers: int, tokens: Array, pixels: Array) ->
 
 
 def first_stage(p: Params, image: Array, pe: Array, dense: Array) -> tuple[Array, Array]:
-    """Logits ``[T, 4 G, 4 G]`` and upscaled embedding."""
+    """Logits `[T, 4 G, 4 G]` and upscaled embedding."""
     tokens = np.concatenate([p["iou_token.weight"], p["mask_tokens.weight"]])
     out, keys = transformer(p, "transformer", image + dense, pe, tokens, None)
     pixels = upscale(p, keys)
@@ -101,7 +101,7 @@ def first_stage(p: Params, image: Array, pe: Array, dense: Array) -> tuple[Array
 
 
 def second_stage(p: Params, image: Array, pe: Array, dense: Array, logits: Array, upscaled: Array) -> Array:
-    """Logits ``[T, 16 G, 16 G]``."""
+    """Logits `[T, 16 G, 16 G]`."""
     centre = (logits[:, 1::4] + logits[:, 2::4]) / 2  # bilinear at factor 4: the middle 2 x 2 of every 4 x 4
     centre = (centre[:, :, 1::4] + centre[:, :, 2::4]) / 2
     prior = softmax(centre, 0).reshape(len(logits), -1)
