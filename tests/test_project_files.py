@@ -116,10 +116,10 @@ def test_names_of_code_in_the_documentation_exist():
 
 def test_the_settings_of_the_demo_exist():
     """The demo takes minutes, so its commands are compared with the configs here."""
-    teachers = demo.TEACHER | demo.IMAGE_TEACHER, demo.TEACHER | demo.PATCH_TEACHER
     runs = [("segmentation", ["train"], demo.TINY | demo.BASE | demo.FINE_TUNING)]
     runs += [(f"{level}_expert", ["train"], demo.TINY | demo.EXPERT) for level in LEVELS]
-    runs += [("image_expert", ["train", "teacher"], teachers[0]), ("patch_expert", ["train", "teacher"], teachers[1])]
+    for level, teacher in demo.TEACHERS.items():
+        runs.append((f"{level}_expert", ["train", "teacher"], demo.TEACHER | teacher))
     for bundle, configs, settings in runs:
         files = [bundle_path(f"samora_{bundle}") / "configs" / f"{name}.yaml" for name in configs]
         known = set().union(*(yaml.load(file.read_text(), yaml.BaseLoader) for file in files))

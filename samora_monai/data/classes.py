@@ -23,7 +23,7 @@ def resolve_class_names(
     Raises:
         InputError: the names are not given, the two settings contradict each other, or there are not 2 to 256 classes.
     """
-    if num_classes is not None and not is_whole(num_classes, 0):
+    if num_classes is not None and not is_whole(num_classes):
         raise InputError(f"num_classes must be a whole number, got {num_classes!r}; {_REMEDY}")
     if class_names is not None:
         if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):

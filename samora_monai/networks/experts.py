@@ -35,7 +35,10 @@ class Expert(nn.Module):
         self.linear_b_q = nn.Linear(rank, out_dim, bias=False)
         self.linear_a_v = nn.Linear(dim, rank, bias=False)
         self.linear_b_v = nn.Linear(rank, out_dim, bias=False)
-        # A uniform and B zero: a new expert leaves the output unchanged
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise A uniformly and B to zero, so that a new expert leaves the output unchanged."""
         for a in (self.linear_a_q, self.linear_a_v):
             nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
         for b in (self.linear_b_q, self.linear_b_v):
