@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DECODER ?= sam
 BIN := $(VENV)/bin
+# two processes; the tests of a file stay together, since they share what a fixture has trained
+WORKERS ?= -n 2 --dist loadfile
 ifeq ($(shell uname -s),Linux)
 TORCH ?= torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 else
@@ -31,10 +33,10 @@ demo: setup
 	$(BIN)/python -m samora_monai.demo --decoder $(DECODER)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .

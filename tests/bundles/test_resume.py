@@ -49,7 +49,7 @@ def assert_same_files(resumed: Bundle, undisturbed: Bundle, files: list[str]) ->
         assert_equal(*(torch.load(bundle.root / file, weights_only=True) for bundle in (resumed, undisturbed)), file)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_training_equals_an_undisturbed_one(bundle: Bundle, phantoms: Path, tmp_path: Path, num_workers: int):
     last = bundle.root / "eval" / "last.pt"
     settings = FAST | {"epochs": EPOCHS, "learning_rate": 1e-3, "num_workers": num_workers, "dataset_dir": phantoms}

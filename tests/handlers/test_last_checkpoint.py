@@ -23,7 +23,7 @@ from tests.tiny import flip_bit
 SCRIPT = Path(__file__).with_name("conftest.py")
 
 
-@pytest.fixture(scope="module", params=[0, 2], ids=["in process", "2 workers"])
+@pytest.fixture(scope="module", params=[0, pytest.param(2, marks=pytest.mark.slow)], ids=["in process", "2 workers"])
 def straight(request, build, tmp_path_factory):
     """Four epochs without interruption."""
     run = build(tmp_path_factory.mktemp("straight"), workers=request.param)
