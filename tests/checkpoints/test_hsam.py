@@ -171,7 +171,7 @@ def test_only_h_sam_has_such_files(settings, words, file, tmp_path):
 
 
 def test_h_sam_has_two_sizes_only(tmp_path):
-    with refused("224 and 512 only", "this one has 320", "adapter"):
+    with refused("224 and 512 only", "not of 320", "adapter"):
         save_hsam(hierarchical(320), tmp_path / "never.pth")
 
 
