@@ -1,4 +1,4 @@
-"""Small networks with random weights, damaged files, and what must hold of every refusal."""
+"""Small networks with random weights, damaged files, and checks of refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IDENTITY: dict[str, Any] = {"pixel_mean": (0, 0, 0), "pixel_std": (1, 1, 1)}
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Seeded noise of a size that keeps activations near 1, everywhere: nothing stays at zero."""
+    """Fill all parameters with seeded noise that keeps activations near 1; nothing stays at zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -69,7 +69,7 @@ def flip_bit(path: Path) -> None:
 
 @contextmanager
 def refused(*words: str, error: type[Exception] = InputError) -> Iterator[None]:
-    """The body must raise an `InputError` whose message is one line and holds all `words`."""
+    """Check that the body raises an `InputError` whose message is one line and contains all `words`."""
     with pytest.raises(error) as info:
         yield
     message = str(info.value)
@@ -81,7 +81,7 @@ def refused(*words: str, error: type[Exception] = InputError) -> Iterator[None]:
 
 @contextmanager
 def untouched(net: nn.Module) -> Iterator[None]:
-    """The body must leave every parameter and buffer of `net` as it was."""
+    """Check that the body changes no parameter and no buffer of `net`."""
     before = {key: value.clone() for key, value in net.state_dict().items()}
     yield
     after = net.state_dict()

@@ -45,5 +45,5 @@ def load_adapter(net: Segmenter, source: Source) -> LoadReport:
     """Load an adapter file into a network of the same settings, into which the SAM base has been loaded."""
     state, meta, name = read_parts(source, "adapter")
     check_meta(name, meta, _made_for(net))
-    copied = copy_strictly(net, state, adapter_keys(net), name, "the adapter is of another make")
+    copied = copy_strictly(net, state, adapter_keys(net), name, "the adapter belongs to a network with other settings")
     return LoadReport(name, copied=copied, kept=sorted(net.state_dict().keys() - set(copied)))

@@ -1,4 +1,4 @@
-"""Adapter files: everything but the base, for networks of the same make."""
+"""Adapter files: all weights but the base, for networks with the same settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_round_trip_carries_everything_but_the_base(settings, tmp_path):
     assert torch.equal(first.eval()(x), second.eval()(x))
 
 
-def test_meta_says_what_it_was_made_for(tmp_path):
+def test_meta_describes_the_network(tmp_path):
     save_adapter(on_base(**SAMORA, num_classes=5), tmp_path / "adapter.pt")
     meta = json.loads(torch.load(tmp_path / "adapter.pt", weights_only=True)["meta"])
     assert meta["kind"] == "adapter"
@@ -42,7 +42,7 @@ def test_meta_says_what_it_was_made_for(tmp_path):
     assert (meta["num_classes"], meta["rank"], meta["image_size"]) == (5, 4, 64)
 
 
-def test_another_input_size_is_no_other_make(tmp_path):
+def test_the_input_size_may_differ(tmp_path):
     save_adapter(on_base(**SAMORA), tmp_path / "adapter.pt")
     net = on_base(**SAMORA, image_size=96)
     assert load_adapter(net, tmp_path / "adapter.pt").copied == adapter_keys(net)
@@ -55,18 +55,18 @@ def test_another_input_size_is_no_other_make(tmp_path):
         ({"experts": ("image", "patch")}, ("experts ['image', 'patch', 'pixel']",)),
         ({"rank": 2}, ("rank 4", "has 2")),
         ({"num_classes": 2}, ("num_classes 3", "has 2")),
-        ({"fusion_width": 16}, ("[32, 32], expected [16, 32]", "another make")),
-        ({"decoder_rank": 2}, ("28 keys missing", "another make")),
+        ({"fusion_width": 16}, ("[32, 32], expected [16, 32]", "a network with other settings")),
+        ({"decoder_rank": 2}, ("28 keys missing", "a network with other settings")),
     ],
 )
-def test_another_make_is_refused(settings, words, tmp_path):
+def test_other_settings_are_refused(settings, words, tmp_path):
     save_adapter(on_base(**SAMORA), tmp_path / "adapter.pt")
     net = on_base(**(SAMORA | settings))
     with refused("'adapter.pt'", *words), untouched(net):
         load_adapter(net, tmp_path / "adapter.pt")
 
 
-def test_orders_with_the_same_keys_are_told_apart(tmp_path):
+def test_orders_with_the_same_keys_are_distinguished(tmp_path):
     """Both have cross-attentions called "image" and "patch", of the same shapes."""
     save_adapter(on_base(**SAMORA, fusion_order=("pixel", "image", "patch")), tmp_path / "adapter.pt")
     net = on_base(**SAMORA, fusion_order=("pixel", "patch", "image"))
@@ -82,7 +82,7 @@ def test_another_base_is_refused(tmp_path):
         load_adapter(net, tmp_path / "adapter.pt")
 
 
-def test_expert_and_adapter_files_are_told_apart(tmp_path):
+def test_expert_and_adapter_files_are_distinguished(tmp_path):
     net = on_base(experts=("image",))
     save_expert(net, tmp_path / "expert.pt", "image")
     save_adapter(net, tmp_path / "adapter.pt")

@@ -1,4 +1,4 @@
-"""Files that must be refused, and files that must never be half-written or execute code."""
+"""Which files are refused; no code in a file is executed, and no file is left half-written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ each_loader = pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
 
 
 class Touch:
-    """Unpickled by Python's own pickle, it creates a file."""
+    """An object that creates a file when Python's pickle loads it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

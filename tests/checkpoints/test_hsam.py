@@ -1,4 +1,4 @@
-"""H-SAM's files, read and written."""
+"""Loading and saving of H-SAM's files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def hierarchical(image_size: int = 224, in_channels: int = 1, num_classes: int =
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> str:
-    """What a small H-SAM for 224 with 3 classes and rank 5 is saved to."""
+    """The file of a small H-SAM for 224 with 3 classes and rank 5."""
     net = hierarchical()
     randomise(net, 1)
     path = tmp_path_factory.mktemp("hsam") / "lora.pth"
@@ -57,7 +57,7 @@ def test_the_file_is_h_sam_key_for_key(encoder, image_size, classes):
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("image_size", [224, 512])
 def test_round_trip(image_size, classes, tmp_path):
-    """What was loaded is saved again bit for bit, and nothing but it was changed."""
+    """A loaded file is saved again bit for bit, and nothing else changes in the network."""
     first = hierarchical(image_size, num_classes=classes)
     randomise(first, 1)
     save_hsam(first, tmp_path / "a.pth")
@@ -171,7 +171,7 @@ def test_only_h_sam_has_such_files(settings, words, file, tmp_path):
 
 
 def test_h_sam_has_two_sizes_only(tmp_path):
-    with refused("224 and 512 only", "of 320", "adapter"):
+    with refused("224 and 512 only", "not of 320", "adapter"):
         save_hsam(hierarchical(320), tmp_path / "never.pth")
 
 
@@ -197,7 +197,7 @@ def test_a_prompt_encoder_of_two_minds_is_refused(file):
 
 
 def base_file(net: Segmenter) -> dict[str, torch.Tensor]:
-    """What H-SAM's `Sam` saves: everything but experts, with its second prompt encoder and its unused tensors."""
+    """The state dict of H-SAM's `Sam`: all but experts, with the second prompt encoder and unused tensors."""
     state = {k: v for k, v in net.state_dict().items() if ".experts." not in k and not k.startswith("pixel_")}
     aliases = {k.replace("encoder.", "encoder2."): v for k, v in state.items() if k.startswith("prompt_encoder.")}
     return state | aliases | unused_tensors(net)

@@ -1,4 +1,4 @@
-"""model.pt: everything, strictly."""
+"""Strict loading of model.pt."""
 
 from __future__ import annotations
 

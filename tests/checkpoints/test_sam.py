@@ -1,4 +1,4 @@
-"""Meta's checkpoints into networks of other sizes and class counts."""
+"""Loading of Meta's checkpoints into networks of other sizes and class counts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def hypernetworks(*indexes: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def sam() -> dict[str, torch.Tensor]:
-    """The state dict of a small SAM made at 1024."""
+    """The state dict of a small SAM for 1024."""
     net = tiny(1024, 3, 4, experts=(), encoder=ENCODER)
     randomise(net, 1)
     return {key: value for key, value in net.state_dict().items() if not key.startswith("pixel_")}

@@ -1,4 +1,4 @@
-"""SAMed's files, read and written."""
+"""Loading and saving of SAMed's files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_numbers_of_the_tensors():
 
 @pytest.mark.parametrize("decoder_rank", [0, 2])
 def test_round_trip(decoder_rank, tmp_path):
-    """What was loaded is saved again bit for bit, and nothing but it was changed."""
+    """A loaded file is saved again bit for bit, and nothing else changes in the network."""
     first = tiny(64, 1, 5, rank=3, decoder_rank=decoder_rank, **IDENTITY)
     randomise(first, 1)
     save_samed(first, tmp_path / "a.pth")
@@ -89,7 +89,7 @@ def test_pixel_statistics_become_samed_s(tmp_path):
         ({"encoder": {"embed_dim": 64}}, ("[4, 64], expected [4, 32]",)),
     ],
 )
-def test_files_of_another_make_are_refused(made, words, tmp_path):
+def test_files_of_other_networks_are_refused(made, words, tmp_path):
     save_samed(tiny(**({"num_classes": 3} | made | IDENTITY)), tmp_path / "lora.pth")
     net = tiny(64, 1, 3)
     with refused("'lora.pth'", *words), untouched(net):

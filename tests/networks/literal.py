@@ -27,7 +27,7 @@ def mlp(p: Params, x: Array) -> Array:
 def attend(
     q: Array, k: Array, v: Array, pad: tuple[Array, Array, Array], side: int, heads: int, tables: list[Array]
 ) -> Array:
-    """Every query of every window and head by itself.
+    """Attention of each query of each window and head, one by one.
 
     Args:
         q, k, v: `[G, G, C]`.

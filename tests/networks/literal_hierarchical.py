@@ -59,7 +59,7 @@ def transformer(
 
 
 def up(p: Params, name: str, x: Array) -> Array:
-    """Every pixel becomes 2 x 2."""
+    """Upsample each pixel to 2 x 2."""
     weight = p[f"{name}.weight"]  # [C, D, 2, 2]
     out = np.zeros((weight.shape[1], 2 * x.shape[1], 2 * x.shape[2]))
     for i in range(2):

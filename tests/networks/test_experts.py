@@ -85,15 +85,15 @@ def test_decoder_attention_with_expert_computes_w_plus_ba():
 
 
 def same_base(net: Segmenter, **settings) -> Segmenter:
-    """Another network, with all weights of `net` that it has too."""
+    """Another network with the weights of `net` wherever their keys agree."""
     other = tiny(**settings)
     state = net.state_dict()
     other.load_state_dict({key: state.get(key, value) for key, value in other.state_dict().items()})
     return other.eval()
 
 
-def silence_experts(net: Segmenter) -> None:
-    """What a new expert is: B zero."""
+def reset_experts(net: Segmenter) -> None:
+    """Set B to zero, as in a new expert."""
     for name, parameter in net.named_parameters():
         if ".linear_b_" in name:
             nn.init.zeros_(parameter)
@@ -101,18 +101,18 @@ def silence_experts(net: Segmenter) -> None:
 
 @pytest.mark.parametrize("experts", [("task",), LEVELS])
 @torch.no_grad()
-def test_a_new_expert_changes_nothing_at_all(experts):
+def test_a_new_expert_changes_no_bit(experts):
     net = tiny(experts=experts, decoder_rank=2).eval()
-    silence_experts(net)
+    reset_experts(net)
     sam = same_base(net, experts=())
     assert torch.equal(net(image(2, 1, 40, 50)), sam(image(2, 1, 40, 50)))
 
 
 @pytest.mark.parametrize("name", FUSED)
 @torch.no_grad()
-def test_new_experts_are_fused_into_nothing_whatever_the_weights_of_hl_attn(name):
+def test_new_experts_are_fused_into_zero_with_any_weights_of_hl_attn(name):
     net = tiny(**SYSTEMS[name]).eval()
-    silence_experts(net)
+    reset_experts(net)
     sam = same_base(net, experts=())
     torch.testing.assert_close(net(image(2, 1, 40, 50)), sam(image(2, 1, 40, 50)), rtol=0, atol=1e-5)
     net, sam = net.double(), sam.double()
@@ -137,7 +137,7 @@ def test_new_hl_attn_is_the_highest_expert_alone(name):
 
 
 def test_initial_values():
-    """A uniform in +-1/sqrt(width), B and HL-Attn's output zero, as SAMed initialises and as HL-Attn promises."""
+    """A uniform in +-1/sqrt(width), B and HL-Attn's output zero, as in SAMed and as HL-Attn documents."""
     net = build_segmenter(TINY, 64, experts=LEVELS, fusion="block", decoder_rank=2)
     for name, value in net.state_dict().items():
         if ".linear_a_" in name:

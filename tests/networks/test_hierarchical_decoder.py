@@ -89,7 +89,7 @@ def test_every_size_and_class_count_runs_and_trains(size, classes):
     ],
 )
 def test_what_trains(settings, gate):
-    """Of the decoders everything but the quality heads; of the rest what trains with SAM's decoder."""
+    """All of the decoders but the quality heads, and what trains with SAM's decoder."""
     net = hierarchical(num_classes=3, class_balanced_attention=gate, **settings).train()
     plain = tiny(num_classes=3, **settings)
     trains = {name for name, p in net.named_parameters() if p.requires_grad}
@@ -102,7 +102,7 @@ def test_what_trains(settings, gate):
 
 
 def test_as_many_parameters_as_h_sam_trains():
-    """H-SAM at 224 with 9 classes and rank 5, less what never gets a gradient and the prompts that nobody gives."""
+    """H-SAM at 224 with 9 classes and rank 5, without unused prompts and parameters without gradient."""
     with torch.device("meta"):
         net = build_segmenter("vit_b", 224, num_classes=9, decoder="hierarchical", rank=5)
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -47,7 +47,7 @@ def check_if_stored(golden: Golden, name: str, got: torch.Tensor) -> None:
 
 
 def check_inside(golden: Golden, net: Segmenter) -> None:
-    """Compares what passes between the parts of `net` in every forward pass from now on."""
+    """Compare the tensors between the parts of `net` in every later forward pass."""
 
     def second_transformer(module, inputs, outputs):
         check_if_stored(golden, "decoder2_src", inputs[0])

@@ -1,4 +1,4 @@
-"""What the parity tests do not see of the prompt encoder."""
+"""Properties of the prompt encoder that the parity tests do not cover."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_values_and_gradients_are_those_of_the_explicit_softmax(size, dim, folde
 
 
 def test_the_default_agrees_with_itself_on_both_sides_of_the_threshold():
-    """14 x 14 tokens (224) and 32 x 32 (512): whatever form is chosen, the other gives the same."""
+    """14 x 14 tokens (224) and 32 x 32 (512): both forms give the same."""
     for size in (14, 32):
         q, k, v = (torch.randn(1, 2, size * size, 8, dtype=torch.float64) for _ in range(3))
         h, w = (torch.randn(2 * size - 1, 8, dtype=torch.float64) for _ in range(2))

@@ -1,4 +1,4 @@
-"""From an image of any size to logits of that size; what can be built and what is refused."""
+"""Logits at the size of the image; which networks can be built and which options are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_presets_are_sam_key_for_key(encoder):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
-def test_logits_come_back_at_the_size_of_the_image(size, channels):
+def test_logits_have_the_size_of_the_image(size, channels):
     net = tiny(64, channels).eval()
     x = image(2, channels, *size)
     square = F.interpolate(x, (64, 64), mode="bilinear", align_corners=False, antialias=True)
@@ -208,12 +208,12 @@ def test_options_replace_those_of_a_given_config():
         build_segmenter(config, rank=0)
 
 
-def test_a_subset_of_the_levels_passes_over_the_others_in_fusion_order():
+def test_levels_without_an_expert_are_skipped_in_fusion_order():
     net = tiny(experts=("image", "pixel"), fusion="attention")
     assert [m.order for m in net.modules() if isinstance(m, HLAttn)] == [("pixel", "image")] * 2
 
 
-def test_describe_says_what_is_built():
+def test_describe_names_the_parts():
     with torch.device("meta"):
         net = build_segmenter("vit_b", num_classes=9, experts=LEVELS, fusion="block")
     assert net.describe() == (

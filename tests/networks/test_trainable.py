@@ -22,7 +22,7 @@ def affine(*modules: str) -> list[str]:
 
 
 def heads(classes: int) -> list[str]:
-    """The decoder without its transformer and its quality head, and the only prompt: none."""
+    """The decoder without its transformer and its quality head, and the embedding of "no mask"."""
     return [
         "prompt_encoder.no_mask_embed.weight",
         "mask_decoder.iou_token.weight",
@@ -147,7 +147,7 @@ def test_unknown_choice_is_refused():
     [("vit_b", 0, 4_913_877), ("vit_b", 4, 1_646_165), ("vit_h", 0, 5_421_781)],
 )
 def test_as_many_parameters_as_samed_trains(encoder, decoder_rank, in_file):
-    """As many as SAMed's files hold for 9 classes, less what is in them but never used or not trained."""
+    """As many as SAMed's files hold for 9 classes, without those that are never used or not trained."""
     with torch.device("meta"):
         net = build_segmenter(encoder, 512, num_classes=9, decoder_rank=decoder_rank)
     quality_head, other_prompts, encoding = 133_897, 5_964, 256

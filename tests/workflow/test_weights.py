@@ -1,4 +1,4 @@
-"""What a training starts from, and what it refuses to start from."""
+"""The weights that a training starts from, and those that are refused."""
 
 from __future__ import annotations
 
