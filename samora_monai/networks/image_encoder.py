@@ -133,9 +133,9 @@ class Block(nn.Module):
 class PatchEmbed(nn.Module):
     """Linear embedding of patches of 16 x 16 pixels: `[B, 3, S, S]` -> `[B, S/16, S/16, dim]`."""
 
-    def __init__(self, patch_size: int, dim: int) -> None:
+    def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).permute(0, 2, 3, 1)
@@ -146,7 +146,8 @@ class ImageEncoder(nn.Module):
 
     Args:
         image_size: side S of the square input, a multiple of `patch_size`.
-        embed_dim, depth, num_heads, mlp_ratio, window_size, global_attn_indexes, patch_size, out_chans: as in SAM.
+        embed_dim, depth, num_heads, mlp_ratio, window_size, global_attn_indexes, patch_size, in_chans, out_chans: as in
+            SAM.
         experts, rank, fusion, hl_attn: see `Block`.
         gradient_checkpointing: recompute the blocks in the backward pass, which saves memory.
     """
@@ -161,6 +162,7 @@ class ImageEncoder(nn.Module):
         window_size: int = 14,
         global_attn_indexes: Sequence[int] = (2, 5, 8, 11),
         patch_size: int = 16,
+        in_chans: int = 3,
         out_chans: int = 256,
         experts: Sequence[str] = (),
         rank: int = 4,
@@ -177,7 +179,7 @@ class ImageEncoder(nn.Module):
         self.global_attn_indexes = tuple(global_attn_indexes)
         self.gradient_checkpointing = gradient_checkpointing
         grid = image_size // patch_size
-        self.patch_embed = PatchEmbed(patch_size, embed_dim)
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, embed_dim))
         windows = [Windows(grid, 0 if i in self.global_attn_indexes else window_size) for i in range(depth)]
         self.blocks = nn.ModuleList(

@@ -131,7 +131,7 @@ class MAETeacher(Teacher):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(self.grid, dim))
-        self.patch_embed = PatchEmbed(self.patch_size, dim)
+        self.patch_embed = PatchEmbed(self.patch_size, 3, dim)
         self.blocks = nn.Sequential(*(Block(dim, preset["num_heads"]) for _ in range(preset["depth"])))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
