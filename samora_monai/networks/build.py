@@ -22,7 +22,10 @@ PIXEL_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 def build_segmenter(
     encoder: str | dict[str, Any] | SegmenterConfig = "vit_b",
-    *sizes: int,
+    image_size: int | None = None,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    *,
     train: str = "adapters",
     fusion_start: str = "zero",
     pixel_mean: Sequence[float] = PIXEL_MEAN,
@@ -34,8 +37,8 @@ def build_segmenter(
     """Build a network with random weights.
 
     Args:
-        encoder: encoder of the network, or a `SegmenterConfig`, whose fields `sizes` and `options` replace.
-        sizes, options: the other fields of `SegmenterConfig`, by position (`image_size` first) and by name.
+        encoder: encoder of the network, or a `SegmenterConfig`, some of whose fields the next arguments replace.
+        image_size, in_channels, num_classes, options: other fields of `SegmenterConfig`; None keeps a field as it is.
         train: which parameters train, see `set_trainable`.
         fusion_start: `"zero"` or `"random"`, see `HLAttn`.
         pixel_mean, pixel_std: statistics of images in [0, 1], stored with the weights; 0 and 1 for SAMed's files.
@@ -46,7 +49,8 @@ def build_segmenter(
         InputError: an option does not exist, is out of range or contradicts another.
     """
     known = [field.name for field in fields(SegmenterConfig)]
-    options |= zip(known[1:], sizes, strict=False)
+    sizes = {"image_size": image_size, "in_channels": in_channels, "num_classes": num_classes}
+    options |= {name: size for name, size in sizes.items() if size is not None}
     if unknown := [name for name in options if name not in known]:
         raise InputError(f"unknown option {unknown[0]!r} of a network; expected one of {', '.join(known)}")
     config = (

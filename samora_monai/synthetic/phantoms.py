@@ -54,6 +54,7 @@ def write_phantoms(
     for case, name in enumerate(names, 1):
         parts = ("image",) if name == "unlabeled" else ("image", "label")
         entry = {part: f"{part}s{ends[name]}/phantom_{case:03d}.nii.gz" for part in parts}
+        # strict=False: of an unlabelled case only the image is written
         for file, nifti in zip(entry.values(), make_phantom(case, shape, seed), strict=False):
             (root / file).parent.mkdir(exist_ok=True)
             nib.save(nifti, root / file)
