@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-from samora_monai.networks.segmenter import resize_image
+from samora_monai.networks.framing import resize_image
 
 
 class StretchedUNet(nn.Module):

@@ -110,7 +110,7 @@ def _keys(net: Segmenter, level: str) -> dict[str, str]:
     if level not in experts and len(experts) != 1:
         raise InputError(f"the network has no expert {level!r}, only {experts}; build it with this expert")
     slot = level if level in experts else experts[0]
-    pattern = re.compile(rf"image_encoder\.(blocks\.\d+)\.attn\.experts\.{re.escape(slot)}\.(.*)")
+    pattern = re.compile(rf"image_encoder\.(?:trunk\.)?(blocks\.\d+)\.attn\.experts\.{re.escape(slot)}\.(.*)")
     return {f"{m[1]}.{m[2]}": key for key in net.state_dict() if (m := pattern.fullmatch(key))}
 
 
@@ -146,7 +146,7 @@ def save_expert(
         "level": level,
         "alpha": made_for["rank"],  # delta = alpha / rank * B A, and SAMed has no such factor
         "targets": ["q", "v"],
-        "blocks": len(net.image_encoder.blocks),
+        "blocks": sum(net.image_encoder.stages),
         "image_size": net.image_size,
     }
     write_parts("expert", {name: state[key] for name, key in _keys(net, level).items()}, meta, path)

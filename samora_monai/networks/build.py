@@ -1,17 +1,20 @@
-"""Build SAM, SAMed, SAMora, H-SAM or H-SAMora from the same parts."""
+"""Build SAM, SAMed, SAMora, H-SAM or H-SAMora, on SAM or SAM 2, from the same parts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from samora_monai.errors import InputError
 from samora_monai.networks.config import SegmenterConfig
-from samora_monai.networks.hierarchical_decoder import HierarchicalDecoder
+from samora_monai.networks.hsam.hierarchical_decoder import HierarchicalDecoder
 from samora_monai.networks.image_encoder import ImageEncoder
 from samora_monai.networks.mask_decoder import MaskDecoder
 from samora_monai.networks.prompt_encoder import PromptEncoder
+from samora_monai.networks.sam2.hiera import HieraEncoder
+from samora_monai.networks.sam2.mask_decoder import Sam2MaskDecoder
 from samora_monai.networks.segmenter import Segmenter
 from samora_monai.networks.trainable import set_trainable
 from samora_monai.settings import flag
@@ -66,9 +69,8 @@ def build_segmenter(
         raise InputError(f"unknown fusion_start {fusion_start!r}; choose 'zero' or 'random'")
 
     dim, size, classes = config.encoder_sizes.get("out_chans", 256), config.image_size, config.num_classes
-    hierarchical = config.decoder == "hierarchical"
-    image_encoder = ImageEncoder(
-        size,
+    hierarchical, sam2 = config.decoder == "hierarchical", config.is_sam2
+    image_encoder = (HieraEncoder if sam2 else partial(ImageEncoder, size))(
         experts=config.experts,
         rank=config.rank,
         fusion=config.fusion,
@@ -78,12 +80,14 @@ def build_segmenter(
         start=fusion_start,
         **config.encoder_sizes,
     )
-    prompt_encoder = PromptEncoder(dim, size // config.patch_size, size, 11 if hierarchical else 4)  # as in the files
-    mask_decoder = MaskDecoder(dim, classes, config.decoder_rank, self_attention_first=not hierarchical)
+    points = 11 if hierarchical and not sam2 else 4  # as in the files
+    prompt_encoder = PromptEncoder(dim, size // config.token_size, size, points, corners_are_points=sam2)
+    decoder = Sam2MaskDecoder if sam2 else MaskDecoder
+    mask_decoder = decoder(dim, classes, config.decoder_rank, self_attention_first=not hierarchical)
     second = None
     if hierarchical:
         second = HierarchicalDecoder(dim, classes, embedding_noise, config.class_balanced_attention)
     parts = (image_encoder, prompt_encoder, mask_decoder, second)
-    net = Segmenter(*parts, size, config.in_channels, pixel_mean, pixel_std, config.stage)
+    net = Segmenter(*parts, size, config.in_channels, pixel_mean, pixel_std, config.stage, sam2)
     set_trainable(net, train)
     return net

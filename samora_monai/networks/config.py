@@ -6,13 +6,15 @@ experts          fusion        system
 LEVELS           "attention"   SAMora (ICCV 2025), HL-Attn on attention outputs
                  or "block"    HL-Attn on block outputs, the paper's equation
 
-The decoder "hierarchical" turns SAMed into H-SAM (https://arxiv.org/abs/2403.18271) and SAMora into H-SAMora.
+The decoder "hierarchical" turns SAMed into H-SAM (https://arxiv.org/abs/2403.18271) and SAMora into H-SAMora. The
+encoder decides between SAM and SAM 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from samora_monai.errors import InputError
@@ -25,9 +27,25 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit_h": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attn_indexes": (7, 15, 23, 31)},
     "tiny": {"embed_dim": 128, "depth": 6, "num_heads": 4, "global_attn_indexes": (2, 5)},
 }
+_TINY: dict[str, Any] = {
+    "embed_dim": 96, "num_heads": 1, "stages": (1, 2, 7, 2), "global_att_blocks": (5, 7, 9),
+    "window_spec": (8, 4, 14, 7), "window_pos_embed_bkg_spatial_size": (7, 7),
+}  # fmt: skip
+PRESETS |= {  # SAM 2: arguments of `Hiera`
+    "sam2_tiny": _TINY,
+    "sam2_small": _TINY | {"stages": (1, 2, 11, 2), "global_att_blocks": (7, 10, 13)},
+    "sam2_base_plus": _TINY
+    | {"embed_dim": 112, "num_heads": 2, "stages": (2, 3, 16, 3), "global_att_blocks": (12, 16, 20)}
+    | {"window_pos_embed_bkg_spatial_size": (14, 14)},
+    "sam2_large": _TINY
+    | {"embed_dim": 144, "num_heads": 2, "stages": (2, 6, 36, 4), "global_att_blocks": (23, 33, 43)}
+    | {"window_spec": (8, 4, 16, 8)},
+    "sam2_mini": _TINY | {"embed_dim": 32, "stages": (1, 2, 4, 1), "global_att_blocks": (4, 6), "out_chans": 64},
+}
 SIZES = (
     "embed_dim", "depth", "num_heads", "mlp_ratio", "window_size", "global_attn_indexes", "patch_size", "out_chans",
 )  # fmt: skip
+HIERA_SIZES = (*_TINY, "out_chans")
 DECODERS = ("sam", "hierarchical")
 FUSIONS = ("attention", "block")
 
@@ -39,16 +57,18 @@ class SegmenterConfig:
     To add an option, add a field whose default is the behaviour of networks that were saved before it existed.
 
     Args:
-        encoder: name of a preset, or a dict of `ImageEncoder` sizes.
-        image_size: side of the square network input, a multiple of the patch size (16); images are resized to it.
+        encoder: name of a preset, or a dict of sizes: of `ImageEncoder` (SAM), or, with `stages`, of `Hiera` (SAM 2).
+        image_size: side of the square network input, a multiple of 16 for SAM (the patch size), of 32 for SAM 2; images
+            are resized to it.
         in_channels: 1 or 3.
         num_classes: number of mask tokens: one per class, background included.
-        decoder: `"sam"`, or `"hierarchical"`: H-SAM's two decoders.
+        decoder: `"sam"`, that of SAM or SAM 2, or `"hierarchical"`: with H-SAM's second one.
         experts: names of the encoder's experts, e.g. `("task",)` or `("image", "patch", "pixel")`.
         rank: rank of the experts.
         fusion: None adds the deltas of the experts; `"attention"` and `"block"` fuse them by HL-Attn, see `Block`.
         fusion_order: levels from the lowest to the highest; levels without an expert are skipped.
-        fusion_width: inner width of HL-Attn; None is the encoder's width, as in the paper.
+        fusion_width: inner width of HL-Attn, in Hiera's first stage, from where it doubles with the width of the
+            tokens; None is the encoder's width, as in the paper.
         decoder_rank: rank of experts in the decoder's transformer (SAMed_s), 0 for none.
         stage: output of the hierarchical decoder in evaluation: 3 the mean of both stages' logits, 2 the second alone.
         class_balanced_attention: the paper's CMAttn in the hierarchical decoder instead of the release's constant.
@@ -79,12 +99,17 @@ class SegmenterConfig:
 
     @property
     def encoder_sizes(self) -> dict[str, Any]:
-        """Sizes of the encoder, as arguments of `ImageEncoder`."""
+        """Sizes of the encoder, as arguments of `ImageEncoder` or `HieraEncoder`."""
         return PRESETS[self.encoder] if isinstance(self.encoder, str) else self.encoder
 
     @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
+    def is_sam2(self) -> bool:
+        """Whether the network is SAM 2's, not SAM's."""
+        return "stages" in self.encoder_sizes
+
+    @property
+    def token_size(self) -> int:
+        """Side of a position of the image embedding in pixels."""
         return self.encoder_sizes.get("patch_size", 16)
 
     @property
@@ -96,11 +121,14 @@ class SegmenterConfig:
         """Yield a message for each option that is wrong; a check relies on those before it."""
         if not (self.encoder in PRESETS if isinstance(self.encoder, str) else isinstance(self.encoder, dict)):
             yield f"unknown encoder {self.encoder!r}; choose one of {', '.join(PRESETS)} or give a dict of sizes"
-        if unknown := [name for name in self.encoder_sizes if name not in SIZES]:
-            yield f"encoder has an unknown size {unknown[0]!r}; expected one of {', '.join(SIZES)}"
-        patch = self.patch_size
-        if not is_whole(self.image_size, patch) or self.image_size % patch:
-            yield f"image_size is {self.image_size} but must be a multiple of {patch}, e.g. 224, 512 or 1024"
+        sizes = HIERA_SIZES if self.is_sam2 else SIZES
+        if unknown := [name for name in self.encoder_sizes if name not in sizes]:
+            yield f"encoder has an unknown size {unknown[0]!r}; expected one of {', '.join(sizes)}"
+        if self.is_sam2:
+            yield from _hiera_problems(self.encoder_sizes)
+        step = 32 if self.is_sam2 else self.token_size
+        if not is_whole(self.image_size, step) or self.image_size % step:
+            yield f"image_size is {self.image_size} but must be a multiple of {step}, e.g. 224, 512 or 1024"
         if self.in_channels not in (1, 3):
             yield f"in_channels is {self.in_channels} but must be 1 (grey) or 3 (colour, or three slices)"
         if not is_whole(self.num_classes, 2):
@@ -132,6 +160,21 @@ class SegmenterConfig:
             yield f"fusion {self.fusion!r} needs experts, e.g. {LEVELS}"
         if self.fusion_width is not None and not is_whole(self.fusion_width, 1):
             yield f"fusion_width is {self.fusion_width} but must be at least 1, or null for the encoder's width"
+
+
+def _hiera_problems(sizes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a message for each size of Hiera that is missing or wrong."""
+    if missing := [name for name in _TINY if name not in sizes]:
+        yield f"encoder lacks {missing[0]!r}; SAM 2's needs {', '.join(_TINY)}"
+    for name, count in (("stages", 4), ("window_spec", 4), ("window_pos_embed_bkg_spatial_size", 2)):
+        if len(sizes[name]) != count or not all(is_whole(n, 1) for n in sizes[name]):
+            yield f"encoder's {name} is {sizes[name]} but must be {count} whole numbers of at least 1"
+    if any(side % 2 for side in sizes["window_spec"][:3]):
+        yield f"encoder's window_spec is {sizes['window_spec']} but its first three sides must be even"
+    if 8 % sizes["window_spec"][0]:
+        yield f"encoder's window_spec starts with {sizes['window_spec'][0]} but must with 2, 4 or 8"
+    if firsts := {*accumulate(sizes["stages"][:-1])} & {*sizes["global_att_blocks"]}:
+        yield f"encoder's global_att_blocks have {min(firsts)}, the first of a stage; choose later ones"
 
 
 def _names(value: Sequence[str], option: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class MLPBlock(nn.Module):
-    """Two linear layers with an activation in between: exact GELU in the encoder, ReLU in the decoder."""
+    """Two linear layers with an activation in between: exact GELU in SAM's encoder, ReLU in its decoder."""
 
     def __init__(self, embedding_dim: int, mlp_dim: int, act: type[nn.Module] = nn.GELU) -> None:
         super().__init__()
@@ -32,14 +33,22 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU in between (hypernetworks and quality head)."""
+    """`num_layers` linear layers with an activation in between: ReLU, or GELU in SAM 2's encoder."""
 
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        num_layers: int,
+        act: Callable[[Tensor], Tensor] = F.relu,
+    ) -> None:
         super().__init__()
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = self.act(layer(x))
         return self.layers[-1](x)

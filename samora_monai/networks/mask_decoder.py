@@ -6,6 +6,7 @@ https://arxiv.org/abs/2304.13785 (MIT).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -19,7 +20,7 @@ class Decoded(NamedTuple):
     """Masks of a mask decoder, and the features that a second stage needs."""
 
     masks: Tensor  # [B, T, 4 G, 4 G] logits
-    quality_token: Tensor  # [B, dim]
+    first_tokens: Tensor  # [B, 1, dim]: predicted IoU; SAM 2: [B, 2, dim]: the object's visibility, predicted IoU
     mask_tokens: Tensor  # [B, T, dim]
     image_tokens: Tensor  # [B, G * G, dim]
     upscaled: Tensor  # [B, dim / 8, 4 G, 4 G]
@@ -64,7 +65,7 @@ class MaskDecoder(nn.Module):
     def __init__(self, dim: int, num_mask_tokens: int, rank: int = 0, self_attention_first: bool = True) -> None:
         super().__init__()
         self.num_mask_tokens = num_mask_tokens
-        self.transformer = TwoWayTransformer(dim, rank, self_attention_first)
+        self.transformer = self._transformer(dim, rank, self_attention_first)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(num_mask_tokens, dim)
         self.output_upscaling = output_upscaling(dim)
@@ -78,16 +79,26 @@ class MaskDecoder(nn.Module):
         sparse_prompt_embeddings: Tensor,
         dense_prompt_embeddings: Tensor,
         multimask_output: bool,
+        skips: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor]:
         """As in SAM: the single mask (token 0) or the multi-masks (tokens 1 and up), with their predicted IoU."""
-        masks, iou = self.predict_masks(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        embeddings = (image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        masks, iou = self.predict_masks(*embeddings, skips)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         return masks[:, chosen], iou[:, chosen]
 
-    def predict_masks(self, *embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        skips: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Tensor]:
         """As in SAM, with the arguments of `decode`: masks of all tokens `[B, T, 4 G, 4 G]` and their predicted IoU."""
-        decoded = self.decode(*embeddings)
-        return decoded.masks, self.iou_prediction_head(decoded.quality_token)
+        embeddings = (image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        decoded = self.decode(*embeddings, skips)
+        return decoded.masks, self._iou(decoded.first_tokens[:, -1])
 
     def decode(
         self,
@@ -95,19 +106,37 @@ class MaskDecoder(nn.Module):
         image_pe: Tensor,
         sparse_prompt_embeddings: Tensor,
         dense_prompt_embeddings: Tensor,
+        skips: Sequence[Tensor] = (),
     ) -> Decoded:
         """Predict the masks of all tokens, and return the features that they are computed from.
 
         Args:
             image_embeddings, image_pe: `[B, dim, G, G]`, B = 1 or n = 1, and `[1, dim, G, G]`.
             sparse_prompt_embeddings, dense_prompt_embeddings: `[n, tokens, dim]` and `[n, dim, G, G]`.
+            skips: finer maps of the encoder, see `Features`.
         """
-        tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = tokens.expand(len(sparse_prompt_embeddings), -1, -1)
+        first = self._first_tokens()
+        tokens = torch.cat([*first, self.mask_tokens.weight]).expand(len(sparse_prompt_embeddings), -1, -1)
         tokens = torch.cat([tokens, sparse_prompt_embeddings], 1)
         image = image_embeddings + dense_prompt_embeddings  # broadcasts one image over n prompts
         out, keys = self.transformer(image, image_pe, tokens)
-        upscaled = self.output_upscaling(keys.transpose(1, 2).reshape(image.shape))
-        mask_tokens = out[:, 1 : 1 + self.num_mask_tokens]
+        upscaled = self._upscale(keys.transpose(1, 2).reshape(image.shape), skips)
+        mask_tokens = out[:, len(first) : len(first) + self.num_mask_tokens]
         masks = hyper_masks(self.output_hypernetworks_mlps, mask_tokens, upscaled)
-        return Decoded(masks, out[:, 0], mask_tokens, keys, upscaled)
+        return Decoded(masks, out[:, : len(first)], mask_tokens, keys, upscaled)
+
+    @staticmethod
+    def _transformer(dim: int, rank: int, self_attention_first: bool) -> TwoWayTransformer:
+        return TwoWayTransformer(dim, rank, self_attention_first)
+
+    def _first_tokens(self) -> list[Tensor]:
+        """The tokens before the mask tokens; the last of them is that of the predicted IoU."""
+        return [self.iou_token.weight]
+
+    def _upscale(self, image: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        """`[B, dim, G, G]` -> `[B, dim / 8, 4 G, 4 G]`."""
+        return self.output_upscaling(image)
+
+    def _iou(self, token: Tensor) -> Tensor:
+        """`[B, dim]` -> `[B, T]`."""
+        return self.iou_prediction_head(token)

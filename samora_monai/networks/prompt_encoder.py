@@ -1,6 +1,6 @@
-"""SAM's prompt encoder: embeddings of points, boxes, masks and of "no prompt".
+"""The prompt encoder of SAM and SAM 2: embeddings of points, boxes, masks and of "no prompt".
 
-Source: segment-anything (https://arxiv.org/abs/2304.02643), Apache-2.0.
+Source: segment-anything (https://arxiv.org/abs/2304.02643) and sam2 (https://arxiv.org/abs/2408.00714), Apache-2.0.
 Differs from SAM's code in: the positional encoding is exact under autocast and TF32.
 """
 
@@ -46,10 +46,21 @@ class PromptEncoder(nn.Module):
         embed_dim, grid: width of the embeddings (256), and side G of the image embedding.
         image_size: side of the padded network input; points and boxes are in its pixels.
         num_point_embeddings: 4 in SAM, 11 in H-SAM, which uses none of them.
+        corners_are_points: SAM 2's order: the corners of a box, the points, a padding point. SAM's is points, corners,
+            and a padding point only without a box.
     """
 
-    def __init__(self, embed_dim: int, grid: int, image_size: int, num_point_embeddings: int = 4) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        grid: int,
+        image_size: int,
+        num_point_embeddings: int = 4,
+        corners_are_points: bool = False,
+    ) -> None:
         super().__init__()
+        self.embed_dim = embed_dim
+        self.corners_are_points = corners_are_points
         self.grid = grid
         self.image_size = image_size
         self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
@@ -74,7 +85,7 @@ class PromptEncoder(nn.Module):
 
         Args:
             points: coordinates `[n, p, 2]` (x, y) in pixels of the padded input, and labels `[n, p]`
-                (1 foreground, 0 background, -1 ignored).
+                (1 foreground, 0 background, 2 and 3 the corners of a box, -1 ignored).
             boxes: `[n, 4]` (x1, y1, x2, y2) in pixels of the padded input.
             masks: logits `[n, 1, 4 G, 4 G]`.
 
@@ -84,6 +95,8 @@ class PromptEncoder(nn.Module):
         """
         n = next((len(p) for p in (points[0] if points else None, boxes, masks) if p is not None), 1)
         sparse = [self.no_mask_embed.weight.new_empty(n, 0, self.no_mask_embed.embedding_dim)]
+        if boxes is not None and self.corners_are_points:
+            points, boxes = _with_corners(points, boxes), None
         if points is not None:
             sparse.append(self._embed_points(*points, pad=boxes is None))
         if boxes is not None:
@@ -106,6 +119,15 @@ class PromptEncoder(nn.Module):
         embedding = self.pe_layer.encode(points / self.image_size)
         labels = labels[..., None]
         embedding = torch.where(labels == -1, self.not_a_point_embed.weight, embedding)
-        for label in (0, 1):
+        for label in range(4):
             embedding = torch.where(labels == label, embedding + self._label_embedding(label), embedding)
         return embedding
+
+
+def _with_corners(points: tuple[Tensor, Tensor] | None, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates and labels of the corners of boxes, with labels 2 and 3, before those of `points`."""
+    corners = boxes.reshape(-1, 2, 2)
+    labels = torch.tensor([2, 3], device=boxes.device).expand(len(corners), -1)
+    if points is None:
+        return corners, labels
+    return torch.cat([corners, points[0].to(corners)], 1), torch.cat([labels, points[1].to(labels)], 1)

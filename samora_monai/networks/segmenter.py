@@ -1,33 +1,26 @@
-"""The segmentation network: SAM's encoder and decoders for images of any size, prompt-free or with prompts."""
+"""The segmentation network: SAM or SAM 2 for images of any size, prompt-free or with prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from monai.utils import convert_to_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from samora_monai.errors import InputError
+from samora_monai.networks.blocks import Encoder, Features
 from samora_monai.networks.config import DECODERS
-from samora_monai.networks.hierarchical_decoder import HierarchicalDecoder
-from samora_monai.networks.image_encoder import ImageEncoder
+from samora_monai.networks.framing import Framing, Padded, Stretched, resize_image, resize_logits
+from samora_monai.networks.hsam.hierarchical_decoder import HierarchicalDecoder
 from samora_monai.networks.mask_decoder import MaskDecoder
 from samora_monai.networks.prompt_encoder import PromptEncoder
 from samora_monai.strict import StrictlyLoaded
 
 
-def resize_image(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize `[B, C, H, W]` to `[B, C, *size]`, bilinear, antialiased when shrinking."""
-    if x.shape[-2:] == size:
-        return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-
-
 class Segmenter(StrictlyLoaded):
-    """SAM's three parts under SAM's names: images in, class logits out.
+    """The three parts of SAM or SAM 2 under their own names: images in, class logits out.
 
     Args:
         image_encoder, prompt_encoder, mask_decoder, mask_decoder2: the parts; the last is H-SAM's second decoder.
@@ -35,11 +28,12 @@ class Segmenter(StrictlyLoaded):
         in_channels: 1 (grey, repeated to three channels) or 3.
         pixel_mean, pixel_std: statistics of each channel, for images in [0, 1].
         stage: output of a network with two decoders in evaluation: 3 the mean of both, 2 the second alone.
+        sam2: name the parts as SAM 2 does, with its `no_mem_embed`, and frame images as it does.
     """
 
     def __init__(
         self,
-        image_encoder: ImageEncoder,
+        image_encoder: Encoder,
         prompt_encoder: PromptEncoder,
         mask_decoder: MaskDecoder,
         mask_decoder2: HierarchicalDecoder | None,
@@ -48,12 +42,17 @@ class Segmenter(StrictlyLoaded):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         stage: int,
+        sam2: bool = False,
     ) -> None:
         super().__init__()
+        self.prefix = "sam_" if sam2 else ""
+        self.framing: Framing = Stretched() if sam2 else Padded()
         self.image_encoder = image_encoder
-        self.prompt_encoder = prompt_encoder
-        self.mask_decoder = mask_decoder
+        setattr(self, f"{self.prefix}prompt_encoder", prompt_encoder)
+        setattr(self, f"{self.prefix}mask_decoder", mask_decoder)
         self.mask_decoder2 = mask_decoder2
+        # SAM 2: "no frames in memory", which every image of a video without predecessors gets
+        self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, prompt_encoder.embed_dim)) if sam2 else None
         self.stage = stage
         self.image_size = image_size
         self.in_channels = in_channels
@@ -61,6 +60,14 @@ class Segmenter(StrictlyLoaded):
         self.pixel_std: Tensor
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1))
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        return cast(PromptEncoder, self._modules[f"{self.prefix}prompt_encoder"])
+
+    @property
+    def mask_decoder(self) -> MaskDecoder:
+        return cast(MaskDecoder, self._modules[f"{self.prefix}mask_decoder"])
 
     @property
     def num_classes(self) -> int:
@@ -73,7 +80,7 @@ class Segmenter(StrictlyLoaded):
 
     def describe(self) -> str:
         """Describe the network in one line."""
-        decoder = "SAM decoder"
+        decoder = f"{'SAM 2' if self.prefix else 'SAM'} decoder"
         if self.mask_decoder2 is not None:
             gate = " with class-balanced attention" if self.mask_decoder2.class_attention is not None else ""
             decoder = f"hierarchical decoder{gate}, stage {self.stage}"
@@ -84,7 +91,7 @@ class Segmenter(StrictlyLoaded):
         encoder = self.image_encoder
         experts = f"experts {', '.join(encoder.experts)}" if encoder.experts else "no expert"
         fusion = f", HL-Attn on {encoder.fusion} outputs" if encoder.fusion else ""
-        return f"ViT {encoder.embed_dim} wide, {len(encoder.blocks)} deep, input {self.image_size}; {experts}{fusion}"
+        return f"{encoder.describe()}, input {self.image_size}; {experts}{fusion}"
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor | list[Tensor]:
         """Prompt-free segmentation.
@@ -101,16 +108,16 @@ class Segmenter(StrictlyLoaded):
             return list(stages) if len(stages) > 1 else stages[0]
         if self.stage == 2:
             stages = stages[-1:]
-        size = x.shape[-2:]
-        masks = [F.interpolate(s, size, mode="bilinear", align_corners=False) for s in stages]
+        size = (x.shape[-2], x.shape[-1])
+        masks = [resize_logits(s, size) for s in stages]
         return masks[0] if len(masks) == 1 else (masks[0] + masks[1]) / 2
 
     def stage_logits(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
         """Logits of each decoder: `[B, num_classes, S/4, S/4]` and, with a second one, `[B, num_classes, S, S]`."""
         sparse, dense = self.prompt_encoder()
         pe = self.prompt_encoder.get_dense_pe()
-        embedding = self.image_encoder(self.preprocess(x))
-        first = self.mask_decoder.decode(embedding, pe, sparse, dense)
+        embedding, skips = self._features(self.preprocess(x))
+        first = self.mask_decoder.decode(embedding, pe, sparse, dense, skips)
         if self.mask_decoder2 is None:
             return (first.masks,)
         return first.masks, self.mask_decoder2.predict_masks(embedding, pe, dense, first, label)[0]
@@ -120,7 +127,7 @@ class Segmenter(StrictlyLoaded):
         return self.stage_logits(x)[0]
 
     def encode(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
-        """`[B, in_channels, H, W]` in [0, 1] -> tokens `[B, S/16, S/16, dim]` after each of `blocks`, as `tokens`."""
+        """`[B, in_channels, H, W]` in [0, 1] -> tokens `[B, h, w, width]` after each of `blocks`, as `tokens`."""
         return self.image_encoder.tokens(self.preprocess(x), blocks)
 
     def preprocess(self, x: Tensor) -> Tensor:
@@ -132,13 +139,13 @@ class Segmenter(StrictlyLoaded):
         return (x - self.pixel_mean) / self.pixel_std  # broadcasting repeats a grey image
 
     def predict_masks(self, records: Sequence[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
-        """Promptable segmentation, as in `Sam.forward` of segment-anything.
+        """Promptable segmentation, as in `Sam.forward` of segment-anything and SAM 2's image predictor.
 
         Args:
-            records: for each image a dict with `image` `[3 or 1, h, w]` in [0, 1], its longer side already S (the
-                rest is padded with zeros at the bottom and right); `original_size` (H, W), by default (h, w);
-                and any of `point_coords` `[n, p, 2]` with `point_labels` `[n, p]`, `boxes` `[n, 4]`,
-                `mask_inputs` `[n, 1, S/4, S/4]`, in pixels of `image`.
+            records: for each image a dict with `image` `[3 or 1, h, w]` in [0, 1]; for SAM its longer side is S (the
+                rest is padded with zeros at the bottom and right), for SAM 2 it is resized to S x S; `original_size`
+                (H, W), by default (h, w); and any of `point_coords` `[n, p, 2]` with `point_labels` `[n, p]`, `boxes`
+                `[n, 4]`, `mask_inputs` `[n, 1, S/4, S/4]`, in pixels of `image`.
             multimask_output: mask tokens 1 and up instead of token 0.
 
         Returns:
@@ -147,22 +154,28 @@ class Segmenter(StrictlyLoaded):
         """
         if self.mask_decoder2 is not None:
             raise InputError("the hierarchical decoder takes no prompts; build the network with decoder='sam'")
-        embeddings = self.image_encoder(torch.stack([self._pad(r["image"]) for r in records]))
-        pe, results = self.prompt_encoder.get_dense_pe(), []
-        for record, embedding in zip(records, embeddings, strict=True):
-            points = (record["point_coords"], record["point_labels"]) if "point_coords" in record else None
-            sparse, dense = self.prompt_encoder(points, record.get("boxes"), record.get("mask_inputs"))
-            low_res, iou = self.mask_decoder(embedding[None], pe, sparse, dense, multimask_output)
-            height, width = record["image"].shape[-2:]
-            masks = F.interpolate(low_res, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
-            size = tuple(record.get("original_size", (height, width)))
-            masks = F.interpolate(masks[..., :height, :width], size, mode="bilinear", align_corners=False)
+        side, results = self.image_size, []
+        images = [self.framing.frame((r["image"] - self.pixel_mean) / self.pixel_std, side) for r in records]
+        embeddings, skips = self._features(torch.stack(images))
+        pe = self.prompt_encoder.get_dense_pe()
+        for i, record in enumerate(records):
+            shape = tuple(record["image"].shape[-2:])
+            scale = self.pixel_mean.new_tensor(self.framing.scale(shape, side))
+            points, boxes = None, None
+            if "point_coords" in record:
+                points = (record["point_coords"] * scale, record["point_labels"])
+            if "boxes" in record:
+                boxes = record["boxes"] * scale.repeat(2)
+            sparse, dense = self.prompt_encoder(points, boxes, record.get("mask_inputs"))
+            one = [t[i : i + 1] for t in (embeddings, *skips)]
+            low_res, iou = self.mask_decoder(one[0], pe, sparse, dense, multimask_output, one[1:])
+            masks = self.framing.unframe(low_res, shape, side, tuple(record.get("original_size", shape)))
             results.append({"mask_logits": masks, "iou_predictions": iou, "low_res_logits": low_res})
         return results
 
-    def _pad(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        if max(height, width) > self.image_size:
-            raise InputError(f"the image is {height} x {width}, larger than the network's {self.image_size}; resize it")
-        image = (image - self.pixel_mean) / self.pixel_std
-        return F.pad(image, (0, self.image_size - width, 0, self.image_size - height))
+    def _features(self, x: Tensor) -> Features:
+        """Embeddings of `[B, 3, S, S]` normalised pixels for the decoder."""
+        features = self.image_encoder.features(x)
+        if self.no_mem_embed is None:
+            return features
+        return features._replace(embedding=features.embedding + self.no_mem_embed.reshape(1, -1, 1, 1))

@@ -9,11 +9,12 @@ from torch import nn
 from samora_monai.errors import InputError
 
 # Prompt-free segmentation uses neither prompts nor predicted IoU, so that these parameters would get no gradient.
-_UNUSED = r"prompt_encoder\.(?!no_mask_embed)|mask_decoder2?\.iou_prediction_head"
-_DECODER = r"prompt_encoder\.no_mask_embed|mask_decoder2?\."
-_EXPERTS = r"image_encoder\.blocks\.\d+\.attn\.experts\."
-_FUSION = r"image_encoder\.blocks\.\d+\.hl_attn"
-_DECODER_BASE = r"mask_decoder\.transformer\.(?!.*\.expert\.)"
+# `sam_` and `trunk` stand in SAM 2's names only.
+_UNUSED = r"(sam_)?prompt_encoder\.(?!no_mask_embed)|(sam_)?mask_decoder2?\.(iou_prediction_head|pred_obj_score_head)"
+_DECODER = r"(sam_)?prompt_encoder\.no_mask_embed|(sam_)?mask_decoder2?\."
+_EXPERTS = r"image_encoder\.(trunk\.)?blocks\.\d+\.attn\.experts\."
+_FUSION = r"image_encoder\.(trunk\.)?blocks\.\d+\.hl_attn"
+_DECODER_BASE = r"(sam_)?mask_decoder\.transformer\.(?!.*\.expert\.)"
 
 
 def set_trainable(net: nn.Module, train: str = "adapters") -> list[str]:

@@ -7,6 +7,8 @@ a block and a prior on its cross-attentions are arguments (H-SAM, https://arxiv.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +16,11 @@ from samora_monai.networks.experts import Expert
 from samora_monai.networks.layers import MLPBlock
 
 DEPTH, NUM_HEADS, MLP_DIM = 2, 8, 2048  # of every two-way transformer in SAM and H-SAM
+
+
+def sam_mlp(dim: int) -> nn.Module:
+    """MLP of a block of SAM's transformer."""
+    return MLPBlock(dim, MLP_DIM, nn.ReLU)
 
 
 class TokenAttention(nn.Module):
@@ -57,7 +64,14 @@ class TwoWayAttentionBlock(nn.Module):
     """Self-attention of the tokens, tokens to image, MLP on the tokens, image to tokens; see `TwoWayTransformer`."""
 
     def __init__(
-        self, dim: int, first: bool, rank: int, self_attention_first: bool, cross_dim: int, dropout: float
+        self,
+        dim: int,
+        first: bool,
+        rank: int,
+        self_attention_first: bool,
+        cross_dim: int,
+        dropout: float,
+        mlp: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
         self.first = first
@@ -66,7 +80,7 @@ class TwoWayAttentionBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.cross_attn_token_to_image = TokenAttention(dim, cross_dim, NUM_HEADS, rank)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLPBlock(dim, MLP_DIM, nn.ReLU)
+        self.mlp = mlp(dim)
         self.norm3 = nn.LayerNorm(dim)
         self.norm4 = nn.LayerNorm(dim)
         self.cross_attn_image_to_token = TokenAttention(dim, cross_dim, NUM_HEADS, rank)
@@ -102,6 +116,7 @@ class TwoWayTransformer(nn.Module):
         self_attention_first: SAM's order; in H-SAM the tokens attend to the image before they attend to each other.
         cross_dim: inner width of the cross-attentions in the blocks; None is `dim / 2`, as in SAM.
         dropout: on the output of the token-to-image attention in the blocks.
+        mlp: makes the MLP of a block from `dim`.
     """
 
     def __init__(
@@ -111,9 +126,10 @@ class TwoWayTransformer(nn.Module):
         self_attention_first: bool = True,
         cross_dim: int | None = None,
         dropout: float = 0,
+        mlp: Callable[[int], nn.Module] = sam_mlp,
     ) -> None:
         super().__init__()
-        options = (rank, self_attention_first, cross_dim or dim // 2, dropout)
+        options = (rank, self_attention_first, cross_dim or dim // 2, dropout, mlp)
         self.layers = nn.ModuleList(TwoWayAttentionBlock(dim, i == 0, *options) for i in range(DEPTH))
         self.final_attn_token_to_image = TokenAttention(dim, dim // 2, NUM_HEADS, rank)
         self.norm_final_attn = nn.LayerNorm(dim)

@@ -29,8 +29,7 @@ from samora_monai.data.slices import CONTENT_ABOVE
 from samora_monai.data.unlabeled import SUFFIXES, find_unlabeled
 from samora_monai.errors import InputError
 from samora_monai.networks import Segmenter
-from samora_monai.networks.image_encoder import Block
-from samora_monai.networks.segmenter import resize_image
+from samora_monai.networks.framing import resize_image
 from samora_monai.pictures.panels import Panel, save_panels
 
 logger = logging.getLogger(__name__)
@@ -156,7 +155,7 @@ class ExpertPictures(ABC):
 @contextmanager
 def without_experts(segmenter: Segmenter) -> Iterator[None]:
     """Remove the experts from the encoder within the block, so that only its base is computed."""
-    attentions = [cast(Block, block).attn for block in segmenter.image_encoder.blocks]
+    attentions = [block.attn for block in segmenter.image_encoder.encoder_blocks()]
     experts = [attention.experts for attention in attentions]
     try:
         for attention in attentions:

@@ -22,7 +22,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from samora_monai.errors import InputError
-from samora_monai.networks.segmenter import resize_image
+from samora_monai.networks.framing import resize_image
 from samora_monai.pictures.expert import ExpertPictures, content_slices, extent_of, upright
 from samora_monai.pictures.panels import Panel
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samora_monai.inference.inferers import SliceStackInferer
 from samora_monai.networks import Segmenter
-from samora_monai.networks.segmenter import resize_image
+from samora_monai.networks.framing import resize_image
 from samora_monai.pictures.expert import ExpertPictures, upright, without_experts
 from samora_monai.pictures.panels import Panel
 

@@ -9,12 +9,13 @@ denoise alone, and the expert would learn nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
-from monai.networks.blocks import UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
 from samora_monai.errors import InputError
@@ -22,40 +23,55 @@ from samora_monai.networks import Segmenter
 
 
 class UNETRDecoder(nn.Module):
-    """Decode four token grids of an encoder to an image sixteen times as large.
+    """Decode four token grids of an encoder to an image.
+
+    Each step doubles the resolution of the deepest grid and adds the next shallower one, which is upsampled to the same
+    resolution (a ViT) or has it already (Hiera).
 
     Args:
-        dim: width of the tokens.
+        widths, strides: width of the tokens and side of a token in pixels, for each grid, the deepest last.
         feature_size: channels of the last layer, doubled at each coarser level; 32 gives 5.4 M parameters on vit_b.
     """
 
-    def __init__(self, dim: int, feature_size: int = 32) -> None:
+    def __init__(self, widths: Sequence[int], strides: Sequence[int], feature_size: int = 32) -> None:
         super().__init__()
         n = feature_size
-        kind: dict[str, Any] = {"kernel_size": 3, "upsample_kernel_size": 2, "norm_name": "instance", "res_block": True}
-
-        def skip(channels: int, doublings: int) -> nn.Module:
-            return UnetrPrUpBlock(2, dim, channels, num_layer=doublings - 1, stride=1, conv_block=True, **kind)
-
-        def up(in_channels: int, channels: int) -> nn.Module:
-            return UnetrUpBlock(2, in_channels, channels, **kind)
-
-        self.skips = nn.ModuleList([skip(8 * n, 1), skip(4 * n, 2), skip(2 * n, 3)])  # to 1/8, 1/4 and 1/2 of the image
-        self.ups = nn.ModuleList([up(dim, 8 * n), up(8 * n, 4 * n), up(4 * n, 2 * n)])
-        self.last = nn.Sequential(nn.ConvTranspose2d(2 * n, n, 2, stride=2), nn.GELU(), nn.Conv2d(n, 1, 1))
+        kind: dict[str, Any] = {"kernel_size": 3, "norm_name": "instance", "res_block": True}
+        self.skips, self.ups = nn.ModuleList(), nn.ModuleList()
+        stride, in_channels = strides[-1], widths[-1]
+        for width, own_stride, channels in zip(widths[-2::-1], strides[-2::-1], (8 * n, 4 * n, 2 * n), strict=True):
+            stride //= 2
+            self.skips.append(_skip(width, channels, own_stride // stride, kind))
+            self.ups.append(UnetrUpBlock(2, in_channels, channels, upsample_kernel_size=2, **kind))
+            in_channels = channels
+        layers: list[nn.Module] = []
+        while stride > 1:
+            layers += [nn.ConvTranspose2d(in_channels, n, 2, stride=2), nn.GELU()]
+            stride, in_channels = stride // 2, n
+        self.last = nn.Sequential(*layers, nn.Conv2d(n, 1, 1))
 
     def forward(self, tokens: list[Tensor]) -> Tensor:
-        """`[B, h, w, dim]` of four depths, the deepest last -> `[B, 1, 16 h, 16 w]`."""
+        """`[B, h, w, width]` of four depths, the deepest last -> `[B, 1, H, W]`."""
         *shallow, x = (t.permute(0, 3, 1, 2) for t in tokens)
         for up, skip, t in zip(self.ups, self.skips, reversed(shallow), strict=True):
             x = up(x, skip(t))
         return self.last(x)
 
 
-class DenoisingStudent(nn.Module):
-    """D(G(x)): SAM's encoder with one expert, and the decoder on the tokens after each quarter of its blocks.
+def _skip(width: int, channels: int, scale: int, kind: dict[str, Any]) -> nn.Module:
+    """`[B, width, h, w]` -> `[B, channels, scale h, scale w]`; `scale` is a power of two."""
+    if scale == 1:
+        return UnetrBasicBlock(2, width, channels, stride=1, **kind)
+    doublings = scale.bit_length() - 1
+    options: dict[str, Any] = {"num_layer": doublings - 1, "stride": 1, "upsample_kernel_size": 2, "conv_block": True}
+    return UnetrPrUpBlock(2, width, channels, **options, **kind)
 
-    In SAM's presets, these are the outputs of the blocks with global attention.
+
+class DenoisingStudent(nn.Module):
+    """D(G(x)): the frozen encoder with one expert, and the decoder on the tokens of four of its blocks.
+
+    These are the last blocks of each quarter of SAM's ViT, which in its presets have global attention, and of each
+    stage of SAM 2's Hiera.
 
     Args:
         segmenter: a network of `build_segmenter` with one expert and `train="experts"`.
@@ -66,8 +82,8 @@ class DenoisingStudent(nn.Module):
         super().__init__()
         encoder = segmenter.image_encoder
         self.segmenter = segmenter
-        self.taps = tuple(len(encoder.blocks) * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
-        self.decoder = UNETRDecoder(encoder.embed_dim, feature_size)
+        self.taps = encoder.taps
+        self.decoder = UNETRDecoder(encoder.tap_widths, encoder.tap_strides, feature_size)
 
     def describe(self) -> str:
         """Describe the network in one line."""

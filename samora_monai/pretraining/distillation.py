@@ -27,17 +27,17 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from samora_monai.networks import Segmenter
-from samora_monai.networks.segmenter import resize_image
+from samora_monai.networks.framing import resize_image
 from samora_monai.settings import flag
 
 
 class EncoderFeatures(nn.Module):
-    """The tokens of the last block of SAM's encoder, or their mean.
+    """The features of the encoder that a teacher's are compared with, see `Encoder.distilled`, or their mean.
 
     Args:
         segmenter: the network that holds the encoder; its decoder is not used.
-        pooled: return the mean over all tokens.
-        grid: resize the tokens to `grid` x `grid` positions.
+        pooled: return the mean over all positions.
+        grid: resize the features to `grid` x `grid` positions.
     """
 
     def __init__(self, segmenter: Segmenter, pooled: bool = False, grid: int | None = None) -> None:
@@ -48,11 +48,10 @@ class EncoderFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, in_channels, H, W]` in [0, 1] -> `[B, dim]` if pooled, else `[B, dim, g, g]`."""
-        (tokens,) = self.segmenter.encode(x)  # [B, h, w, dim]
+        features = self.segmenter.image_encoder.distilled(self.segmenter.preprocess(x))
         if self.pooled:
-            return tokens.mean((1, 2))
-        tokens = tokens.permute(0, 3, 1, 2)
-        return tokens if self.grid is None else resize_image(tokens, (self.grid, self.grid))
+            return features.mean((2, 3))
+        return features if self.grid is None else resize_image(features, (self.grid, self.grid))
 
 
 class DistillationStudent(nn.Module):
@@ -68,7 +67,7 @@ class DistillationStudent(nn.Module):
     def __init__(self, segmenter: Segmenter, out_dim: int, pooled: bool = False, grid: int | None = None) -> None:
         super().__init__()
         self.features = EncoderFeatures(segmenter, pooled, grid)
-        self.head = nn.Linear(segmenter.image_encoder.embed_dim, out_dim)
+        self.head = nn.Linear(segmenter.image_encoder.distilled_width, out_dim)
 
     def describe(self) -> str:
         """Describe the network in one line."""

@@ -10,7 +10,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from samora_monai.errors import InputError
-from samora_monai.networks.segmenter import resize_image
+from samora_monai.networks.framing import resize_image
 from samora_monai.pretraining.mae import normalise, patchify
 from samora_monai.settings import flag
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly
 from samora_monai.errors import InputError
+from samora_monai.networks.framing import resize_image
 from samora_monai.networks.image_encoder import PatchEmbed
-from samora_monai.networks.segmenter import resize_image
 from samora_monai.pretraining.teacher import Teacher, describe_weights, three_channels
 
 MAE_PRESETS: dict[str, dict[str, int]] = {

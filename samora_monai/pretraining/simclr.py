@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from samora_monai.checkpoints.files import LoadReport, Source, copy_strictly
 from samora_monai.errors import InputError
-from samora_monai.networks.segmenter import resize_image
+from samora_monai.networks.framing import resize_image
 from samora_monai.pretraining.simclr_checkpoint import our_names, sizes_of
 from samora_monai.pretraining.teacher import Teacher, describe_weights, three_channels
 

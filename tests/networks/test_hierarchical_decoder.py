@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from samora_monai.losses import HierarchicalLoss
 from samora_monai.networks import LEVELS, Segmenter, build_segmenter
-from samora_monai.networks.class_balanced_attention import ClassBalancedAttention, class_noise
+from samora_monai.networks.hsam.class_balanced_attention import ClassBalancedAttention, class_noise
 from tests.networks import literal_hierarchical as literal
 from tests.tiny import IDENTITY, TINY, image, refused, tiny
 

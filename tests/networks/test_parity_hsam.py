@@ -111,7 +111,7 @@ def test_noise_on_the_image_embedding(name, dtype, tmp_path, monkeypatch):
     assert net.mask_decoder2 is not None
     net.mask_decoder2.training = True  # the noise of training without its dropout
     noise = golden.input("noise").to(dtype)
-    monkeypatch.setattr("samora_monai.networks.hierarchical_decoder.torch.randn_like", lambda x: noise)
+    monkeypatch.setattr("samora_monai.networks.hsam.hierarchical_decoder.torch.randn_like", lambda x: noise)
     check_inside(golden, net)
     logits1, logits2 = net.stage_logits(golden.input("image").to(dtype))
     golden.check("low_res_logits1", logits1)

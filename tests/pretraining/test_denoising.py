@@ -25,7 +25,7 @@ def test_the_taps_are_sams_global_attention_blocks(preset: str):
 
 def test_the_decoder_of_vit_b_is_as_large_as_stated():
     with torch.device("meta"):
-        decoder = UNETRDecoder(768, 32)
+        decoder = UNETRDecoder([768] * 4, [16] * 4)
     assert sum(p.numel() for p in decoder.parameters()) == 5_369_921
 
 
@@ -43,7 +43,7 @@ def test_the_image_reaches_the_output_only_through_the_encoder():
 
 
 def test_the_tokens_of_each_depth_change_the_output():
-    decoder = UNETRDecoder(8, 4).eval()
+    decoder = UNETRDecoder([8] * 4, [16] * 4, 4).eval()
     tokens = [torch.randn(1, 2, 2, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     output = decoder(tokens)
     for i in range(4):

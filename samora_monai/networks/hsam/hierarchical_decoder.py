@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samora_monai.networks.class_balanced_attention import ClassBalancedAttention
+from samora_monai.networks.hsam.class_balanced_attention import ClassBalancedAttention
 from samora_monai.networks.layers import MLP, LayerNorm2d
 from samora_monai.networks.mask_decoder import Decoded, hyper_masks, output_upscaling
 from samora_monai.networks.two_way_transformer import TwoWayTransformer

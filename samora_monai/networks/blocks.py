@@ -1,0 +1,205 @@
+"""Encoder blocks with experts, and what the image encoders of SAM and SAM 2 have in common.
+
+Without experts, a block computes what SAM's or SAM 2's does. Each family derives its attention, block and encoder from
+these classes (`image_encoder`, `sam2.hiera`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from samora_monai.errors import InputError
+from samora_monai.networks.experts import Expert, add_experts, branch_experts
+from samora_monai.networks.hl_attn import HLAttn
+from samora_monai.networks.windows import Windows
+
+
+class Attention(nn.Module):
+    """Multi-head attention within windows, with experts on queries and values.
+
+    Args:
+        dim, out_dim: width of the tokens, and of queries, keys and values.
+        num_heads: number of heads.
+        windows: windows of the token grid.
+        experts, rank: names of the experts, and the rank of each.
+    """
+
+    def __init__(
+        self, dim: int, out_dim: int, num_heads: int, windows: Windows, experts: Sequence[str], rank: int
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.windows = windows
+        self.qkv = nn.Linear(dim, 3 * out_dim)
+        self.proj = nn.Linear(out_dim, out_dim)
+        self.experts = nn.ModuleDict({name: Expert(dim, out_dim, rank) for name in experts})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised tokens `[B, h, w, dim]` -> `[B, h, w, out_dim]`, with the deltas of all experts in one branch."""
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if len(self.experts):
+            q, v = add_experts(self._experts(), x, q, v)
+        return self.proj(self._attend(q, k, v))
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention before its projection: `[B, h, w, out_dim]` of the base, `[L, B, h, w, out_dim]` of the experts."""
+        q, k, v = self.qkv(x).chunk(3, -1)
+        count = len(self.experts)
+        expert_q, expert_v = branch_experts(self._experts(), x, q, v)
+        experts = self._attend(expert_q, k.repeat(count, 1, 1, 1), expert_v)
+        return self._attend(q, k, v), experts.unflatten(0, (count, -1))
+
+    def merge_experts(self) -> None:
+        """Add each expert to the base, `W_q += B_q A_q` and `W_v += B_v A_v`, and remove it."""
+        q, _, v = self.qkv.weight.chunk(3)
+        for expert in self._experts():
+            delta_q, delta_v = expert.deltas()
+            q += delta_q
+            v += delta_v
+        self.experts = nn.ModuleDict()
+
+    def _experts(self) -> list[Expert]:
+        return cast("list[Expert]", list(self.experts.values()))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        _, pad_k, pad_v = self.qkv.bias.chunk(3)  # the projection of a zero token
+        return self.windows.attend(self._attention, q, k, v, self.num_heads, pad_k, pad_v)
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Attention of many windows, see `windows.Attention`."""
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class Block(nn.Module):
+    """A transformer block: attention and MLP, each after a LayerNorm and around a residual.
+
+    With a fusion, each expert has a branch, E_i is the difference between branch i and the base, and HL-Attn fuses the
+    E_i into E:
+
+    - `"attention"`: E_i = a_i - a, a the attention before its output projection; the MLP gets x + proj(a + E);
+    - `"block"` (the paper's equation): each branch runs the MLP, E_i = y_i - y, and the block returns y + E.
+
+    Args:
+        dim, out_dim: width of the tokens before and after the block.
+        attention, mlp: parts of the block.
+        fusion: None (the deltas of the experts are added), `"attention"` or `"block"`.
+        hl_attn: `order`, `width` and `start` of `HLAttn`; not used without a fusion.
+    """
+
+    def __init__(
+        self, dim: int, out_dim: int, attention: Attention, mlp: nn.Module, fusion: str | None, **hl_attn: Any
+    ) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(out_dim, eps=1e-6)
+        self.mlp = mlp
+        self.hl_attn = HLAttn(out_dim, attention.num_heads, **hl_attn) if fusion else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, h, w, dim]` -> `[B, h, w, out_dim]`; half of h and w where the block pools."""
+        normalised = self.norm1(x)
+        x = self._shortcut(x, normalised)
+        if self.hl_attn is None:
+            x = x + self.attn(normalised)
+            return x + self.mlp(self.norm2(x))
+        base, experts = self.attn.branches(normalised)
+        if self.fusion == "attention":
+            x = x + self.attn.proj(base + self._fuse(experts - base))
+            return x + self.mlp(self.norm2(x))
+        base, experts = (x + self.attn.proj(t) for t in (base, experts))
+        base, experts = (t + self.mlp(self.norm2(t)) for t in (base, experts))
+        return base + self._fuse(experts - base)
+
+    def _shortcut(self, x: Tensor, normalised: Tensor) -> Tensor:
+        """What the attention is added to."""
+        return x
+
+    def _fuse(self, contributions: Tensor) -> Tensor:  # E_i `[L, B, h, w, dim]` -> E `[B, h, w, dim]`
+        assert self.hl_attn is not None
+        return self.hl_attn(dict(zip(self.attn.experts, contributions, strict=True)), self.attn.windows.of_queries)
+
+
+class Features(NamedTuple):
+    """What a decoder gets of an image."""
+
+    embedding: Tensor  # [B, C, S/16, S/16]
+    skips: tuple[Tensor, ...] = ()  # SAM 2: the finer maps, [B, C, S/4, S/4] and [B, C, S/8, S/8]
+
+
+class Encoder(nn.Module, ABC):
+    """An image encoder whose blocks have experts.
+
+    Args:
+        experts, rank, fusion: of each block.
+        gradient_checkpointing: recompute the blocks in the backward pass, which saves memory.
+    """
+
+    embed_dim: int  # width of the tokens, of the first stage in Hiera
+    num_heads: int  # likewise
+    stages: tuple[int, ...]  # number of blocks in each stage, one stage in a ViT
+    taps: tuple[int, ...]  # four blocks whose tokens a U-Net decoder gets
+    tap_widths: tuple[int, ...]  # width of the tokens after each of them
+    tap_strides: tuple[int, ...]  # and side of such a token in pixels
+    distilled_width: int  # channels of `distilled`
+    resized: tuple[str, ...]  # parameters whose shape depends on the size of the input
+
+    def __init__(self, experts: Sequence[str], rank: int, fusion: str | None, gradient_checkpointing: bool) -> None:
+        super().__init__()
+        self.experts = tuple(experts)
+        self.rank = rank
+        self.fusion = fusion
+        self.gradient_checkpointing = gradient_checkpointing
+
+    @abstractmethod
+    def encoder_blocks(self) -> list[Block]:
+        """The blocks, in order."""
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """Tokens before the first block: `[B, 3, H, W]` normalised pixels -> `[B, h, w, embed_dim]`."""
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Features:
+        """Embedding of `[B, 3, S, S]` normalised pixels for the decoder."""
+
+    @abstractmethod
+    def distilled(self, x: Tensor) -> Tensor:
+        """Features that are compared with a teacher's: `[B, 3, S, S]` -> `[B, distilled_width, S/16, S/16]`."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Kind and size in a few words."""
+
+    def tokens(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Outputs of the given blocks, before the neck: `[B, 3, S, S]` -> for each block `[B, h, w, width]`.
+
+        `blocks` are increasing indices; negative ones count from the end.
+        """
+        all_blocks = self.encoder_blocks()
+        wanted = {i % len(all_blocks) for i in blocks}
+        outputs = []
+        x = self.embed(x)
+        for i, block in enumerate(all_blocks):
+            recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            if i in wanted:
+                outputs.append(x)
+        return outputs
+
+    @torch.no_grad()
+    def merge_experts(self) -> None:
+        """Merge the experts into the base weights and remove them: the same function at the cost of the base."""
+        if self.fusion:
+            raise InputError("experts that HL-Attn fuses cannot be merged into the base weights")
+        for block in self.encoder_blocks():
+            block.attn.merge_experts()
+        self.experts = ()
