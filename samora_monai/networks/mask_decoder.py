@@ -25,6 +25,11 @@ class Decoded(NamedTuple):
     image_tokens: Tensor  # [B, G * G, dim]
     upscaled: Tensor  # [B, dim / 8, 4 G, 4 G]
 
+    @property
+    def quality_token(self) -> Tensor:
+        """The token of the predicted IoU, `[B, dim]`."""
+        return self.first_tokens[:, -1]
+
 
 def output_upscaling(dim: int) -> nn.Sequential:
     """SAM's pixel decoder: `[B, dim, G, G]` -> `[B, dim / 8, 4 G, 4 G]`."""
@@ -98,7 +103,7 @@ class MaskDecoder(nn.Module):
         """As in SAM, with the arguments of `decode`: masks of all tokens `[B, T, 4 G, 4 G]` and their predicted IoU."""
         embeddings = (image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
         decoded = self.decode(*embeddings, skips)
-        return decoded.masks, self._iou(decoded.first_tokens[:, -1])
+        return decoded.masks, self._iou(decoded.quality_token)
 
     def decode(
         self,
