@@ -17,7 +17,7 @@ class Budget:
         image_size: side of the network's input in the fine-tuning, in pixels.
         expert_image_size: the same in stage 1; an expert fits any size.
         steps: steps of each fine-tuning, a multiple of `EPOCHS`.
-        base_steps: steps of the stand-in base, with batches of 16 at 112 pixels.
+        base_steps: steps of the stand-in base, with batches of 16.
         image_teacher_steps, patch_teacher_steps, expert_steps: steps of stage 1.
         batch_size: slices per step of the fine-tuning.
         teacher_batch_size, expert_batch_size: slices per step of stage 1.
@@ -68,7 +68,9 @@ QUICK = Budget(
     batch_size=8,
 )
 
-# False: the bundles' own settings, for SAM's weights; True: settings for the small stand-in
+STAND_INS = {"tiny": 112, "sam2_mini": 128}  # encoders of which base.py makes a base -> side of its pictures in pixels
+
+# False: the bundles' own settings, for SAM's weights; True: settings for the small stand-ins
 LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
     False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}},
     True: {

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from benchmarks.fewshot.budget import LEARNING, Budget
+from benchmarks.fewshot.budget import LEARNING, STAND_INS, Budget
 from benchmarks.fewshot.bundle_process import HERE, ROOT, bundle_command, copy_bundle, run_process
 from benchmarks.fewshot.grid import EPOCHS, Cell, all_rows
 from benchmarks.fewshot.milestones import model_at
@@ -118,7 +118,7 @@ class Study:
         return {"batch_size": self.budget.batch_size}
 
     def _learning(self) -> dict[str, Any]:
-        return {"image_size": self.budget.image_size} | LEARNING[self.stage_one.encoder == "tiny"]["fine-tuning"]
+        return {"image_size": self.budget.image_size} | LEARNING[self.stage_one.encoder in STAND_INS]["fine-tuning"]
 
 
 def read_scores(summary: Path) -> dict[str, str]:

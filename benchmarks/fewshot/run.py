@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fewshot.base import make_base
-from benchmarks.fewshot.budget import FULL, QUICK
+from benchmarks.fewshot.budget import FULL, QUICK, STAND_INS
 from benchmarks.fewshot.bundle_process import FailedRun
 from benchmarks.fewshot.cell import Study, origin
 from benchmarks.fewshot.grid import FEW, QUICK_ROWS, SYSTEMS, Cell, all_rows, cells
@@ -49,6 +49,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--patch_teacher", type=Path, help="mae_pretrain_vit_large_full.pth, likewise")
     parser.add_argument("--quick", action="store_true", help="a grid for two cores and one hour; see README.md")
     parser.add_argument("--steps", type=int, help=f"steps of a fine-tuning; default {FULL.steps}, quick {QUICK.steps}")
+    parser.add_argument("--image_size", type=int, help="side of all inputs, the stand-in's too; default: budget.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--labeled", type=int, nargs="+", help="numbers of labelled scans; default 1 4 8, quick 4")
     parser.add_argument(
@@ -73,8 +74,9 @@ def check(args: argparse.Namespace) -> None:
     for file in (args.base, args.image_teacher, args.patch_teacher):
         if file is not None and not file.is_file():
             raise MissingFileError(f"'{file}' does not exist; give the path of the downloaded file")
-    if args.base is None and args.encoder != "tiny":
-        raise InputError(f"--encoder is {args.encoder}, but the stand-in base is tiny; give --base FILE")
+    if args.base is None and args.encoder not in STAND_INS:
+        stand_ins = " or ".join(STAND_INS)
+        raise InputError(f"--encoder is {args.encoder}, but the stand-in base is {stand_ins}; give --base FILE")
     if (args.image_teacher is None) != (args.patch_teacher is None):
         raise InputError("only one public teacher was given; give both --image_teacher and --patch_teacher, or neither")
     found = find_cases(args.dataset_dir, args.datalist)
@@ -143,6 +145,8 @@ def run(args: argparse.Namespace) -> None:
     folder, threads = args.folder.absolute(), max(1, (os.cpu_count() or 1) // args.jobs)
     budget = QUICK if args.quick else FULL
     budget = replace(budget, steps=args.steps) if args.steps else budget
+    if args.image_size:
+        budget = replace(budget, image_size=args.image_size, expert_image_size=args.image_size)
     machine: dict[str, Any] = {"device": args.device} if args.device else {}
     machine |= {"num_workers": args.workers} if args.workers is not None else {}
     data = {"dataset_dir": args.dataset_dir.absolute(), "datalist": args.datalist, "modality": args.modality}
@@ -152,7 +156,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{PUBLIC}: not run, because --image_teacher and --patch_teacher were not given", flush=True)
         args.rows.remove(PUBLIC)
     with alone_in(folder):
-        base = args.base.absolute() if args.base else make_base(folder / "base", budget.base_steps, machine)
+        base = args.base and args.base.absolute()
+        base = base or make_base(folder / "base", budget.base_steps, machine, args.encoder, args.image_size)
         stage_one = StageOne(folder / "stage1", base, args.encoder, data, budget, public, machine, threads)
         study, results = Study(folder, stage_one, budget), Results(folder / "results.csv")
         grid = list(cells(args.rows, args.labeled, args.seeds, args.encoder, args.few))

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fewshot.budget import LEARNING, Budget
+from benchmarks.fewshot.budget import LEARNING, STAND_INS, Budget
 from benchmarks.fewshot.bundle_process import bundle_command, copy_bundle, run_process
 from samora_monai.checkpoints.files import file_sha256
 from samora_monai.networks import LEVELS
@@ -67,7 +67,7 @@ class StageOne:
             "modality": self.data["modality"],
             "teachers": {level: file_hash(path) for level, path in sorted(self.public.items())},
             "learning": {
-                part: LEARNING[self.encoder == "tiny"][part] for part in ("expert", "image_teacher", "patch_teacher")
+                part: LEARNING[self.encoder in STAND_INS][part] for part in ("expert", "image_teacher", "patch_teacher")
             },
             **steps,
         }
@@ -94,14 +94,14 @@ class StageOne:
         file = self.home / f"{level}_{variant}.pt"
         if file.exists():
             return file
-        tiny = self.encoder == "tiny"
+        stand_in = self.encoder in STAND_INS
         settings = {"encoder": self.encoder, "sam_checkpoint": self.base, "batch_size": self.budget.expert_batch_size}
-        settings |= LEARNING[tiny]["expert"]
+        settings |= LEARNING[stand_in]["expert"]
         if level in TAUGHT:
             teacher = self.public[level] if variant == "public" else self.teacher(level)
             settings |= {"teacher_network": self._network(level), "teacher_checkpoint": teacher}
             settings |= {"normalize_target": "false"} if variant == "raw" else {}
-        elif tiny:
+        elif stand_in:
             settings["decoder_features"] = 8
         return self._make(file, level, "training", self.budget.expert_steps, settings, "expert_last.pt")
 

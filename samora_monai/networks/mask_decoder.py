@@ -24,6 +24,7 @@ class Decoded(NamedTuple):
     mask_tokens: Tensor  # [B, T, dim]
     image_tokens: Tensor  # [B, G * G, dim]
     upscaled: Tensor  # [B, dim / 8, 4 G, 4 G]
+    skips: tuple[Tensor, ...]  # SAM 2: what its encoder adds to the upscaling, see `upscale`
 
     @property
     def quality_token(self) -> Tensor:
@@ -40,6 +41,20 @@ def output_upscaling(dim: int) -> nn.Sequential:
         nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
         nn.GELU(),
     )
+
+
+def upscale(layers: nn.Sequential, image: Tensor, skips: Sequence[Tensor]) -> Tensor:
+    """Apply `output_upscaling`, and add finer maps of the encoder (SAM 2).
+
+    Args:
+        layers, image: see `output_upscaling`.
+        skips: none, or maps `[B, dim / 4, 2 G, 2 G]` and `[B, dim / 8, 4 G, 4 G]`.
+    """
+    if not skips:
+        return layers(image)
+    deconvolve1, norm, act1, deconvolve2, act2 = layers
+    image = act1(norm(deconvolve1(image) + skips[0]))
+    return act2(deconvolve2(image) + skips[1])
 
 
 def hyper_masks(hypernetworks: nn.ModuleList, mask_tokens: Tensor, pixels: Tensor) -> Tensor:
@@ -125,10 +140,11 @@ class MaskDecoder(nn.Module):
         tokens = torch.cat([tokens, sparse_prompt_embeddings], 1)
         image = image_embeddings + dense_prompt_embeddings  # broadcasts one image over n prompts
         out, keys = self.transformer(image, image_pe, tokens)
-        upscaled = self._upscale(keys.transpose(1, 2).reshape(image.shape), skips)
+        own_skips = self._project(skips)
+        upscaled = upscale(self.output_upscaling, keys.transpose(1, 2).reshape(image.shape), own_skips)
         mask_tokens = out[:, len(first) : len(first) + self.num_mask_tokens]
         masks = hyper_masks(self.output_hypernetworks_mlps, mask_tokens, upscaled)
-        return Decoded(masks, out[:, : len(first)], mask_tokens, keys, upscaled)
+        return Decoded(masks, out[:, : len(first)], mask_tokens, keys, upscaled, own_skips)
 
     @staticmethod
     def _transformer(dim: int, rank: int, self_attention_first: bool) -> TwoWayTransformer:
@@ -138,9 +154,9 @@ class MaskDecoder(nn.Module):
         """The tokens before the mask tokens; the last of them is that of the predicted IoU."""
         return [self.iou_token.weight]
 
-    def _upscale(self, image: Tensor, skips: Sequence[Tensor]) -> Tensor:
-        """`[B, dim, G, G]` -> `[B, dim / 8, 4 G, 4 G]`."""
-        return self.output_upscaling(image)
+    def _project(self, skips: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Maps of the encoder -> what `upscale` adds; none in SAM."""
+        return ()
 
     def _iou(self, token: Tensor) -> Tensor:
         """`[B, dim]` -> `[B, T]`."""

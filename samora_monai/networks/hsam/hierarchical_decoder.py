@@ -8,7 +8,8 @@ the dense prompt ("no mask") and m the logits of the first decoder:
     softmax(Q K^T / sqrt(d)) * prior                  learnable mask cross-attention, in both directions
     features = up(up([decoder 2's, decoder 1's]))     hierarchical pixel decoder: 4 G -> 16 G, the side of the input
 
-The first decoder is SAM's with another order of its blocks (`MaskDecoder(self_attention_first=False)`).
+The first decoder is SAM's with another order of its blocks (`MaskDecoder(self_attention_first=False)`). On SAM 2, both
+decoders add the encoder's finer maps while they upscale, projected by the first.
 
 Differs from H-SAM's code in:
 - one decoder for all grids and class counts, where H-SAM has one copy for 224 and another for 512;
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from samora_monai.networks.hsam.class_balanced_attention import ClassBalancedAttention
 from samora_monai.networks.layers import MLP, LayerNorm2d
-from samora_monai.networks.mask_decoder import Decoded, hyper_masks, output_upscaling
+from samora_monai.networks.mask_decoder import Decoded, hyper_masks, output_upscaling, upscale
 from samora_monai.networks.two_way_transformer import TwoWayTransformer
 
 
@@ -84,7 +85,7 @@ class HierarchicalDecoder(nn.Module):
         gate = 1 if attention is None else attention(first.mask_tokens, first.image_tokens, label)
         image = (1 + gate) * image
         tokens, keys = self.transformer2(image, image_pe, self.mask_tokens.weight[None], prior)
-        upscaled = self.output_upscaling(keys.transpose(1, 2).reshape(image.shape))
+        upscaled = upscale(self.output_upscaling, keys.transpose(1, 2).reshape(image.shape), first.skips)
         pixels = self.skip_connect(torch.cat([upscaled, first.upscaled], 1))
         masks = hyper_masks(self.output_hypernetworks_mlps2, tokens, pixels)
         # there is no token for the IoU; H-SAM uses that of the background

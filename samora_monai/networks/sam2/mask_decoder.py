@@ -41,11 +41,9 @@ class Sam2MaskDecoder(MaskDecoder):
     def _first_tokens(self) -> list[Tensor]:
         return [self.obj_score_token.weight, self.iou_token.weight]
 
-    def _upscale(self, image: Tensor, skips: Sequence[Tensor]) -> Tensor:
+    def _project(self, skips: Sequence[Tensor]) -> tuple[Tensor, ...]:
         fine, middle = skips
-        deconvolve1, norm, act1, deconvolve2, act2 = self.output_upscaling
-        image = act1(norm(deconvolve1(image) + self.conv_s1(middle)))
-        return act2(deconvolve2(image) + self.conv_s0(fine))
+        return self.conv_s1(middle), self.conv_s0(fine)
 
     def _iou(self, token: Tensor) -> Tensor:
         return self.iou_prediction_head(token).sigmoid()
