@@ -24,6 +24,15 @@ TINY: dict[str, Any] = {
     "global_attn_indexes": (1,),
     "out_chans": 32,
 }
+HIERA: dict[str, Any] = {
+    "embed_dim": 16,
+    "num_heads": 2,
+    "stages": (2, 2, 3, 2),
+    "global_att_blocks": (5,),
+    "window_spec": (4, 6, 6, 3),
+    "window_pos_embed_bkg_spatial_size": (3, 3),
+    "out_chans": 32,
+}
 IDENTITY: dict[str, Any] = {"pixel_mean": (0, 0, 0), "pixel_std": (1, 1, 1)}
 
 
@@ -45,6 +54,14 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 def tiny(image_size: int = 64, in_channels: int = 1, num_classes: int = 3, **settings: Any) -> Segmenter:
     """Two blocks, one windowed (and padded: a grid of 4 in windows of 3) and one global, randomised."""
     encoder = TINY | settings.pop("encoder", {})
+    net = build_segmenter(encoder, image_size, in_channels, num_classes, **settings)
+    randomise(net)
+    return net
+
+
+def tiny_sam2(image_size: int = 64, in_channels: int = 1, num_classes: int = 3, **settings: Any) -> Segmenter:
+    """Nine blocks, randomised; at 64 pixels the grids of 8, 4 and 2 do not fit the windows of 6, 6 and 3."""
+    encoder = HIERA | settings.pop("encoder", {})
     net = build_segmenter(encoder, image_size, in_channels, num_classes, **settings)
     randomise(net)
     return net
