@@ -48,9 +48,9 @@ def without_unused(state: Mapping[str, Tensor], name: str) -> tuple[dict[str, Te
 
 def hsam_keys(net: Segmenter) -> dict[str, str]:
     """Map H-SAM's names to ours, for each tensor of its file that `net` uses, which must be H-SAM."""
+    keys = encoder_expert_keys(net, "H-SAM")
     if net.decoder != "hierarchical":
         raise InputError("H-SAM's files hold two decoders but the network's is 'sam'; use decoder: hierarchical")
-    keys = encoder_expert_keys(net, "H-SAM")
     parts = re.compile(r"prompt_encoder\.|mask_decoder\.|mask_decoder2\.(?!class_attention\.)")
     return keys | {name: name for name in net.state_dict() if parts.match(name)}
 

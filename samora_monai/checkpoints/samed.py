@@ -42,9 +42,9 @@ def encoder_expert_keys(net: Segmenter, system: str) -> dict[str, str]:
 
 def samed_keys(net: Segmenter) -> dict[str, str]:
     """Map SAMed's names to ours, for each tensor of the file of `net`, which must be SAMed or SAMed_s."""
+    keys = encoder_expert_keys(net, "SAMed")
     if net.decoder != "sam":
         raise InputError(f"SAMed's files hold SAM's decoder but the network's is {net.decoder!r}; use a file of H-SAM")
-    keys = encoder_expert_keys(net, "SAMed")
     names = [name for name in net.state_dict() if name.startswith(("prompt_encoder.", "mask_decoder."))]
     if any(".expert." in name for name in names):  # SAMed_s: of the transformer, the file holds the experts alone
         transformer, blocks = "mask_decoder.transformer", len(net.mask_decoder.transformer.layers)

@@ -166,15 +166,30 @@ def _hiera_problems(sizes: Mapping[str, Any]) -> Iterator[str]:
     """Yield a message for each size of Hiera that is missing or wrong."""
     if missing := [name for name in _TINY if name not in sizes]:
         yield f"encoder lacks {missing[0]!r}; SAM 2's needs {', '.join(_TINY)}"
+    for name in ("embed_dim", "num_heads"):
+        if not is_whole(sizes[name], 1):
+            yield f"encoder's {name} is {sizes[name]!r} but must be a whole number of at least 1"
+    if sizes["embed_dim"] % sizes["num_heads"]:
+        yield f"encoder's embed_dim is {sizes['embed_dim']} but must be a multiple of num_heads, {sizes['num_heads']}"
+    if not is_whole(channels := sizes.get("out_chans", 256), 16) or channels % 16:
+        yield f"encoder's out_chans is {channels!r} but must be a multiple of 16, e.g. 256"
     for name, count in (("stages", 4), ("window_spec", 4), ("window_pos_embed_bkg_spatial_size", 2)):
-        if len(sizes[name]) != count or not all(is_whole(n, 1) for n in sizes[name]):
-            yield f"encoder's {name} is {sizes[name]} but must be {count} whole numbers of at least 1"
+        if not _all_whole(sizes[name], 1) or len(sizes[name]) != count:
+            yield f"encoder's {name} is {sizes[name]!r} but must be {count} whole numbers of at least 1"
+    blocks, count = sizes["global_att_blocks"], sum(sizes["stages"])
+    if not _all_whole(blocks, 0) or any(block >= count for block in blocks):
+        yield f"encoder's global_att_blocks is {blocks!r} but must be a list of whole numbers from 0 to {count - 1}"
     if any(side % 2 for side in sizes["window_spec"][:3]):
         yield f"encoder's window_spec is {sizes['window_spec']} but its first three sides must be even"
     if 8 % sizes["window_spec"][0]:
         yield f"encoder's window_spec starts with {sizes['window_spec'][0]} but must with 2, 4 or 8"
     if firsts := {*accumulate(sizes["stages"][:-1])} & {*sizes["global_att_blocks"]}:
         yield f"encoder's global_att_blocks have {min(firsts)}, the first of a stage; choose later ones"
+
+
+def _all_whole(value: Any, at_least: int) -> bool:
+    """Whether `value` is a list of whole numbers of at least `at_least`."""
+    return isinstance(value, list | tuple) and all(is_whole(n, at_least) for n in value)
 
 
 def _names(value: Sequence[str], option: str) -> tuple[str, ...]:
