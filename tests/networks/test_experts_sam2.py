@@ -80,11 +80,15 @@ def test_a_new_expert_changes_no_bit(experts):
 @pytest.mark.parametrize("name", FUSED)
 @torch.no_grad()
 def test_new_experts_are_fused_into_zero_with_any_weights_of_hl_attn(name):
-    net = tiny_sam2(**SYSTEMS[name]).eval().double()
+    """On block outputs up to rounding only, because the MLP multiplies matrices of more rows for the experts."""
+    net = tiny_sam2(**SYSTEMS[name]).eval()
     reset_experts(net)
-    sam = same_base(net, experts=()).double()
-    x = image(2, 1, 40, 50).double()
-    torch.testing.assert_close(net(x), sam(x), rtol=0, atol=1e-12)
+    sam = same_base(net, experts=())
+    x = image(2, 1, 40, 50)
+    atol = 0 if SYSTEMS[name]["fusion"] == "attention" else 1e-5
+    torch.testing.assert_close(net(x), sam(x), rtol=0, atol=atol)
+    x = x.double()
+    torch.testing.assert_close(net.double()(x), sam.double()(x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("fusion", ["attention", "block"])
