@@ -115,3 +115,23 @@ def test_the_hierarchical_decoder_averages_both_stages():
     torch.testing.assert_close(net(x), (stages[0] + stages[1]) / 2, rtol=0, atol=1e-6)
     net.stage = 2
     assert torch.equal(net(x), stages[1])
+
+
+@torch.no_grad()
+def test_the_second_decoder_adds_the_finer_maps_that_the_first_has_projected():
+    net = tiny_sam2(decoder="hierarchical").eval().double()
+    embedding, skips = net._features(net.preprocess(image(2, 1, 64, 64).double()))
+    pe = net.prompt_encoder.get_dense_pe()
+    sparse, dense = net.prompt_encoder()
+    first = net.mask_decoder.decode(embedding, pe, sparse, dense, skips)
+    expected = (net.mask_decoder.conv_s1(skips[1]), net.mask_decoder.conv_s0(skips[0]))
+    assert all(torch.equal(got, value) for got, value in zip(first.skips, expected, strict=True))
+
+    def second(maps):
+        return net.mask_decoder2.predict_masks(embedding, pe, dense, first._replace(skips=maps), None)[0]
+
+    torch.testing.assert_close(second(()), second(tuple(map(torch.zeros_like, first.skips))), rtol=0, atol=1e-12)
+    for changed in range(2):  # each of both maps matters
+        maps = [torch.zeros_like(m) if i == changed else m for i, m in enumerate(first.skips)]
+        assert (second(tuple(maps)) - second(first.skips)).abs().max() > 1e-3
+    torch.testing.assert_close(net.stage_logits(image(2, 1, 64, 64).double())[1], second(first.skips), rtol=0, atol=0)
