@@ -1,4 +1,4 @@
-"""Load the weights that a run starts from: SAM, SAMed, H-SAM and experts, a trained model, or a teacher.
+"""Load the weights that a run starts from: SAM or SAM 2, SAMed, H-SAM and experts, a trained model, or a teacher.
 
 Random weights must be asked for. Every load is logged on rank 0. A file that may be left out can be None, `""`,
 `"none"` or `"null"`, in any case. A file that is missing or does not fit raises a `MissingFileError` or `InputError`.
@@ -14,6 +14,8 @@ import ignite.distributed as idist
 
 from samora_monai.checkpoints import LoadReport, load_expert, load_hsam, load_model, load_sam, load_samed
 from samora_monai.checkpoints.files import copy_strictly, read_state
+from samora_monai.checkpoints.sam import preset_name
+from samora_monai.download import CHECKPOINTS
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
 from samora_monai.pretraining import DenoisingStudent, read_teacher
@@ -22,9 +24,7 @@ from samora_monai.settings import file_or_none
 
 logger = logging.getLogger(__name__)
 
-HOW_TO_GET_SAM = (
-    "download it with 'python -m monai.bundle download_large_files --bundle_path .' or give --sam_checkpoint FILE"
-)
+GET_ALL = "all files of Meta with 'python -m monai.bundle download_large_files --bundle_path .'"
 HOW_TO_TRAIN = "train it with 'python -m monai.bundle run training --config_file configs/train.yaml --dataset_dir DIR'"
 FROM_SCRATCH = ", or train from scratch with --sam_checkpoint none --trainable all"
 
@@ -32,8 +32,8 @@ FROM_SCRATCH = ", or train from scratch with --sam_checkpoint none --trainable a
 def load_base(net: Segmenter, sam: str | None) -> LoadReport:
     """Load the SAM base that an expert is trained on; it must be given."""
     if (sam := file_or_none(sam)) is None:
-        raise MissingFileError(f"an expert is made for one base, and none was given; {HOW_TO_GET_SAM}")
-    return _load_sam(net, sam, HOW_TO_GET_SAM)
+        raise MissingFileError(f"an expert is made for one base, and none was given; {how_to_get_sam(net)}")
+    return _load_sam(net, sam)
 
 
 def load_teacher(net: Teacher, teacher: str | None) -> LoadReport:
@@ -91,7 +91,7 @@ def load_pretrained(
     for level, path in given.items():
         if level not in wanted:
             raise InputError(f"--{level}_expert {path} was given but --experts is {wanted}; add {level!r} to it")
-    reports = [] if sam is None else [_load_sam(net, sam, HOW_TO_GET_SAM + FROM_SCRATCH)]
+    reports = [] if sam is None else [_load_sam(net, sam, FROM_SCRATCH)]
     reports += [_logged(load(net, file)) for load, file in ((load_samed, samed), (load_hsam, hsam)) if file is not None]
     return reports + [_logged(load_expert(net, path, level)) for level, path in given.items()]
 
@@ -119,11 +119,20 @@ def load_decoder(student: DenoisingStudent, decoder: str) -> LoadReport:
     return _logged(LoadReport(name, copied=copy_strictly(student.decoder, state, keys, name, remedy)))
 
 
-def _load_sam(net: Segmenter, sam: str, remedy: str) -> LoadReport:
+def how_to_get_sam(net: Segmenter) -> str:
+    """How a user gets the checkpoint of the network's encoder, as part of an error message."""
+    preset = preset_name(net)
+    if preset in CHECKPOINTS:
+        one = f"python -m samora_monai.download {preset}"
+        return f"download {CHECKPOINTS[preset]} with '{one}' ({GET_ALL}) or give --sam_checkpoint FILE"
+    return f"give --sam_checkpoint FILE of this encoder ({preset}), or download {GET_ALL} for another one"
+
+
+def _load_sam(net: Segmenter, sam: str, otherwise: str = "") -> LoadReport:
     try:
         return _logged(load_sam(net, sam))
     except MissingFileError as e:
-        raise MissingFileError(f"no SAM checkpoint {str(sam)!r}; {remedy}") from e
+        raise MissingFileError(f"no SAM checkpoint {str(sam)!r}; {how_to_get_sam(net)}{otherwise}") from e
 
 
 def _logged(report: LoadReport) -> LoadReport:

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from samora_monai.networks import LEVELS, build_segmenter
+from samora_monai.networks import LEVELS, PRESETS, build_segmenter
 from tests.bundles.command_line import Bundle
 from tests.label.models import write_model
 from tests.tiny import TINY, image, randomise
@@ -22,6 +22,7 @@ SAMED: dict[str, Any] = {"encoder": ONE_WINDOW, "experts": ["task"], "fusion": N
 SAMORA: dict[str, Any] = {"encoder": ONE_WINDOW, "experts": list(LEVELS), "fusion": "attention"}
 HIERARCHICAL = SAMED | {"decoder": "hierarchical"}
 HSAMORA = SAMORA | {"encoder": ONE_WINDOW | {"depth": 1}, "decoder": "hierarchical"}
+SAM2 = PRESETS["sam2_mini"] | {"stages": (1, 1, 1, 1), "global_att_blocks": ()}
 # as the README gives it
 CONVERTER = (
     "{'dynamo':True,'external_data':False,'input_names':['image'],'output_names':['pred'],"
@@ -45,9 +46,12 @@ def logits(settings: Mapping[str, Any], x: torch.Tensor) -> torch.Tensor:
     "settings",
     [
         pytest.param(SAMORA | {"encoder": ONE_WINDOW | {"depth": 1}}, id="SAMora, one block"),
+        pytest.param(SAMED | {"encoder": SAM2}, id="SAMed on SAM 2"),
         pytest.param(SAMED, id="SAMed", marks=pytest.mark.slow),
         pytest.param(SAMORA, id="SAMora", marks=pytest.mark.slow),
+        pytest.param(SAMORA | {"encoder": "sam2_mini"}, id="SAMora on SAM 2", marks=pytest.mark.slow),
         pytest.param(HIERARCHICAL, id="H-SAM", marks=pytest.mark.slow),
+        pytest.param(HIERARCHICAL | {"encoder": "sam2_mini"}, id="H-SAM on SAM 2", marks=pytest.mark.slow),
         pytest.param(SAMORA | {"encoder": TINY}, id="padded windows", marks=pytest.mark.slow),
     ],
 )
@@ -81,6 +85,7 @@ def test_onnx_gives_the_logits_of_torch(bundle: Bundle, settings: Mapping[str, A
     "settings",
     [
         pytest.param(HSAMORA, id="H-SAMora, one block"),
+        pytest.param(HSAMORA | {"encoder": SAM2}, id="H-SAMora on SAM 2"),
         pytest.param(SAMED, id="SAMed", marks=pytest.mark.slow),
         pytest.param(SAMORA, id="SAMora", marks=pytest.mark.slow),
         pytest.param(HIERARCHICAL, id="H-SAM", marks=pytest.mark.slow),

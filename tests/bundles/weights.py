@@ -36,5 +36,5 @@ def write_expert(path: Path, sam: Path, level: str, modality: str = "CT", **sett
 
 def randomise_experts(net: Segmenter, seed: int) -> None:
     """As after training: the second factor of a fresh expert is zero."""
-    for block in net.image_encoder.blocks:
+    for block in net.image_encoder.encoder_blocks():
         randomise(block.attn.experts, seed)
