@@ -20,15 +20,17 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "samed": {},
     "samora": {"experts": LEVELS, "fusion": "attention"},
     "hsamora": {"experts": LEVELS, "fusion": "block", "decoder": "hierarchical"},
+    "samora on SAM 2": {"encoder": "sam2_mini", "experts": LEVELS, "fusion": "attention", "fusion_width": 64},
 }
 # what a SAM checkpoint or an expert file holds
 STAYS = re.compile(
-    r"pixel_|image_encoder\.(?!.*(\.experts\.task\.|\.hl_attn\.))|prompt_encoder\.(?!no_mask_embed)|.*iou_pred"
+    r"pixel_|image_encoder\.(?!.*(\.experts\.task\.|\.hl_attn\.))|(sam_)?prompt_encoder\.(?!no_mask_embed)"
+    r"|.*(iou_pred|pred_obj_score)|no_mem_embed"
 )
 
 
 def network(system: str) -> Segmenter:
-    net = build_segmenter("tiny", 64, num_classes=3, **SYSTEMS[system])
+    net = build_segmenter(**{"encoder": "tiny", "image_size": 64, "num_classes": 3} | SYSTEMS[system])
     randomise(net)
     return net
 
@@ -50,10 +52,10 @@ def test_only_the_adapter_leaves(system: str):
     payload = pickle.dumps(message)
     assert size < len(payload) < 1.01 * size
     state = net.state_dict()
-    own = [key for key in state if re.match(r"image_encoder\.(pos_embed|patch_embed|blocks\.0\.)", key)]
+    own = [key for key in state if re.match(r"image_encoder\.(trunk\.)?(pos_embed|patch_embed|blocks\.0\.)", key)]
     stays = {key for key in own if STAYS.match(key) and state[key].ndim > 1}
     assert len(stays) > 5
-    for key in {*stays, "mask_decoder.mask_tokens.weight"}:
+    for key in {*stays, f"{net.prefix}mask_decoder.mask_tokens.weight"}:
         assert (state[key].numpy().tobytes()[:64] in payload) == (key not in stays)
 
 

@@ -125,16 +125,28 @@ def overrides(bundle: Bundle, data: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("decoder", "run_id"), [("sam", ""), ("hierarchical", "run")])
+@pytest.mark.parametrize(
+    ("settings", "run_id"),
+    [
+        pytest.param({}, "", id="SAMora"),
+        pytest.param({"decoder": "hierarchical"}, "run", id="H-SAMora"),
+        pytest.param({"encoder": "sam2_mini"}, "", id="SAMora on SAM 2", marks=pytest.mark.slow),
+    ],
+)
 def test_training_goes_on_with_the_model(
-    bundle: Bundle, data: Path, decoder: str, run_id: str, in_process: Callable[..., ConfigWorkflow], caplog: Any
+    bundle: Bundle,
+    data: Path,
+    settings: dict[str, Any],
+    run_id: str,
+    in_process: Callable[..., ConfigWorkflow],
+    caplog: Any,
 ):
     """No data set, SAM or expert file is named: all settings and weights are the model's.
 
     The empty `run_id`, which 3D Slicer sends, is the whole config to MONAI.
     """
     caplog.set_level("INFO", "samora_monai")
-    before = torch.load(write_model(bundle.root, decoder=decoder), weights_only=True)
+    before = torch.load(write_model(bundle.root, **settings), weights_only=True)
     given = overrides(bundle, data)
     given.pop("bundle_root")
     workflow = in_process(bundle, "training", run_id=run_id, **given)
@@ -144,8 +156,8 @@ def test_training_goes_on_with_the_model(
     workflow.run()
     workflow.finalize()
     assert "loaded 'model.pt': copied" in caplog.text
-    after, settings = torch.load(bundle.model, weights_only=True), read_model_settings(bundle.model).as_dict()
-    assert settings.items() >= (SAMORA | HEADER | {"decoder": decoder}).items()
+    after, written = torch.load(bundle.model, weights_only=True), read_model_settings(bundle.model).as_dict()
+    assert written.items() >= (SAMORA | HEADER | settings).items()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert all(any(part in key for key in changed) for part in (".experts.", ".hl_attn.", "mask_decoder."))
     assert not any(".qkv." in key for key in changed)

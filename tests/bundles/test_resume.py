@@ -49,10 +49,20 @@ def assert_same_files(resumed: Bundle, undisturbed: Bundle, files: list[str]) ->
         assert_equal(*(torch.load(bundle.root / file, weights_only=True) for bundle in (resumed, undisturbed)), file)
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_training_equals_an_undisturbed_one(bundle: Bundle, phantoms: Path, tmp_path: Path, num_workers: int):
+@pytest.mark.parametrize(
+    ("encoder", "num_workers"),
+    [
+        ("tiny", 0),
+        pytest.param("tiny", 2, marks=pytest.mark.slow),
+        pytest.param("sam2_mini", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_training_equals_an_undisturbed_one(
+    bundle: Bundle, phantoms: Path, tmp_path: Path, encoder: str, num_workers: int
+):
     last = bundle.root / "eval" / "last.pt"
-    settings = FAST | {"epochs": EPOCHS, "learning_rate": 1e-3, "num_workers": num_workers, "dataset_dir": phantoms}
+    settings = FAST | {"encoder": encoder, "num_workers": num_workers, "dataset_dir": phantoms}
+    settings |= {"epochs": EPOCHS, "learning_rate": 1e-3}
     finished = kill_and_resume(bundle, "training", last, **settings)
     assert torch.load(last, weights_only=True)["trainer"]["iteration"] == 20  # 16 slices in fours
 

@@ -73,16 +73,18 @@ def events(folder: Path) -> int:
     return len(list(folder.glob("events.*")))
 
 
-def test_training(launch: Launch, bundle: Bundle, trained: Trained, phantoms: Path):
+@pytest.mark.parametrize("encoder", ["tiny", "sam2_mini"])
+def test_training(launch: Launch, bundle: Bundle, trained: Trained, phantoms: Path, encoder: str):
     """One model of the network itself; the first process alone tells and writes."""
-    finished = launch(bundle, "training", "multi_gpu_train.yaml", dataset_dir=phantoms, **FAST)
+    settings = FAST | {"encoder": encoder}
+    finished = launch(bundle, "training", "multi_gpu_train.yaml", dataset_dir=phantoms, **settings)
     assert [f.code for f in finished] == [0] * len(finished), finished
     out = "".join(f.out for f in finished)
     assert "x 2 processes" in out
     assert out.count("epoch 2/2") == 1 and out.count("validation mean Dice") == 2
     assert sorted(os.listdir(bundle.root / "models")) == ["model.json", "model.pt"]
     state = torch.load(bundle.model, weights_only=True)
-    assert list(state) == list(build_segmenter("tiny", 64, num_classes=6).state_dict())
+    assert list(state) == list(build_segmenter(encoder, 64, num_classes=6).state_dict())
     assert torch.load(bundle.root / "eval" / "last.pt", weights_only=True)["trainer"]["iteration"] == 4  # of 8 slices
     assert events(bundle.root / "eval") == events(trained.output_dir)  # as one process leaves
 

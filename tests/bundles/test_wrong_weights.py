@@ -55,8 +55,27 @@ def sam_with_code(folder: Path) -> list[str]:
     return ["sam.pth' holds code objects", "expected tensors only"]
 
 
+def sam2_in_half(folder: Path) -> list[str]:
+    truncate(write_sam(folder / "sam.pth", encoder="sam2_mini"))
+    return ["sam.pth' is damaged or no PyTorch file; get it again"]
+
+
+def sam2_for_sam(folder: Path) -> list[str]:
+    write_sam(folder / "sam.pth", encoder="sam2_mini")
+    return ["'sam.pth' does not fit", "the network is tiny, the file is of sam2_mini; give Meta's file of the same"]
+
+
 @pytest.mark.parametrize(
-    "spoil", [missing_sam, sam_of_another_encoder, sam_that_is_none, sam_with_a_flipped_bit, sam_with_code]
+    "spoil",
+    [
+        missing_sam,
+        sam_of_another_encoder,
+        sam_that_is_none,
+        sam_with_a_flipped_bit,
+        sam_with_code,
+        sam2_in_half,
+        sam2_for_sam,
+    ],
 )
 def test_wrong_sam(bundle: Bundle, phantoms: Path, tmp_path: Path, spoil: Callable[[Path], list[str]]):
     words = spoil(tmp_path)
@@ -65,6 +84,43 @@ def test_wrong_sam(bundle: Bundle, phantoms: Path, tmp_path: Path, spoil: Callab
     refused(bundle("training", dataset_dir=phantoms, **settings), *words)
     assert files(bundle.root) == before
     assert not (tmp_path / "touched").exists()
+
+
+def sam_for_sam2(sam: Path) -> dict[str, Any]:
+    return {"words": ["'sam.pth' does not fit", "the network is sam2_mini, the file is of tiny; give Meta's file"]}
+
+
+def sam2_that_is_missing(sam: Path) -> dict[str, Any]:
+    words = ["no SAM checkpoint", "download sam2.1_hiera_tiny.pt with 'python -m samora_monai.download sam2_tiny'"]
+    return {"encoder": "sam2_tiny", "sam_checkpoint": sam.with_name("no.pt"), "words": words}
+
+
+def a_side_that_16_divides(sam: Path) -> dict[str, Any]:
+    return {"image_size": 240, "words": ["image_size is 240 but must be a multiple of 32, e.g. 224"]}
+
+
+def experts_of_sam_in_sam2(sam: Path) -> dict[str, Any]:
+    expert = write_expert(sam.with_name("patch.pt"), sam, "patch")
+    sam2 = write_sam(sam.with_name("sam2.pt"), encoder="sam2_mini")
+    words = ["'patch.pt' was made for preset tiny but the network has sam2_mini; build it with preset tiny"]
+    return {
+        "sam_checkpoint": sam2,
+        "experts": "['patch']",
+        "fusion": "attention",
+        "patch_expert": expert,
+        "words": words,
+    }
+
+
+@pytest.mark.parametrize(
+    "mistake", [sam_for_sam2, sam2_that_is_missing, a_side_that_16_divides, experts_of_sam_in_sam2]
+)
+def test_mistakes_with_sam2(bundle: Bundle, phantoms: Path, tmp_path: Path, mistake: Callable[[Path], dict[str, Any]]):
+    sam = write_sam(tmp_path / "sam.pth")
+    settings = FAST | {"encoder": "sam2_mini", "trainable": "adapters", "sam_checkpoint": sam} | mistake(sam)
+    words, before = settings.pop("words"), files(bundle.root)
+    refused(bundle("training", dataset_dir=phantoms, **settings), *words)
+    assert files(bundle.root) == before
 
 
 def expert_missing(sam: Path, expert: Path) -> list[str]:
