@@ -16,6 +16,7 @@ from samora_monai import __version__
 from samora_monai.checkpoints import ModelSettings
 from samora_monai.data import SliceDataset, UnlabeledScans
 from samora_monai.data.datalist import Cases
+from samora_monai.networks.blocks import Encoder
 from samora_monai.settings import flag
 
 logger = logging.getLogger(__name__)
@@ -123,17 +124,29 @@ def training_bytes(network: nn.Module, batch_size: int, image_size: int, amp: bo
     """Estimate the memory of a training step by part: `weights`, `training` (gradients and AdamW), `activations`.
 
     A weight takes 4 bytes; a trainable one 12 more, for its gradient and AdamW's two moments. Activations: 1.5 tensors
-    of the size of each matrix's output, frozen or not, over all tokens of 16 x 16 pixels (autograd keeps 0.6 to 1.2
-    times that); left out where most trainable weights belong to convolutions, whose outputs depend on their strides.
+    of the size of each matrix's output, frozen or not, over all tokens of its block, or of 16 x 16 pixels outside of
+    blocks (autograd keeps 0.6 to 1.3 times that); left out where most trainable weights belong to convolutions, whose
+    outputs depend on their strides.
     The framework's own memory and the savings of gradient checkpointing are not counted.
     """
     trainable, total = count_parameters(network)
-    tokens = batch_size * (image_size // PATCH) ** 2
-    outputs = sum(p.shape[0] for p in network.parameters() if p.ndim == 2)
-    activations = 1.5 * tokens * outputs * (2 if amp else 4) if trainable else 0
+    sides = _token_sides(network)
+    outputs = sum(p.shape[0] * (image_size // sides.get(p, PATCH)) ** 2 for p in network.parameters() if p.ndim == 2)
+    activations = 1.5 * batch_size * outputs * (2 if amp else 4) if trainable else 0
     known = {"weights": 4.0 * total, "training": 12.0 * trainable}
     convolutions = sum(p.numel() for p in network.parameters() if p.ndim == 4 and p.requires_grad)
     return known if 2 * convolutions > trainable else known | {"activations": activations}
+
+
+def _token_sides(network: nn.Module) -> dict[nn.Parameter, int]:
+    """Side of the tokens in pixels for each parameter of an encoder's blocks; those of SAM 2 differ by stage."""
+    return {
+        parameter: next(side for last, side in zip(encoder.taps, encoder.tap_strides, strict=True) if i <= last)
+        for encoder in network.modules()
+        if isinstance(encoder, Encoder)
+        for i, block in enumerate(encoder.encoder_blocks())
+        for parameter in block.parameters()
+    }
 
 
 def _device(device: torch.device) -> str:

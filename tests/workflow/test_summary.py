@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from samora_monai.checkpoints.model_settings import ModelSettings
+from samora_monai.networks import build_segmenter
 from samora_monai.workflow.summary import count_parameters, print_summary, training_bytes
 
 
@@ -73,10 +74,8 @@ def test_bytes_by_hand():
     assert training_bytes(network().requires_grad_(False), 2, 64, False)["activations"] == 0
 
 
-def test_activations_are_of_the_right_size():
-    """Against what autograd keeps for a plain transformer on 2 x 196 tokens."""
-    layer = torch.nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, activation="gelu", batch_first=True)
-    net = torch.nn.TransformerEncoder(layer, 4)
+def kept_by_autograd(net: torch.nn.Module, x: torch.Tensor) -> int:
+    """Bytes that autograd keeps for the backward pass, without the weights."""
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
     kept = {}
 
@@ -87,7 +86,21 @@ def test_activations_are_of_the_right_size():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = net(torch.rand(2, 196, 64))
-    real = sum(size for size, _ in kept.values())
-    assert out.requires_grad
+        assert net(x).requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+def test_activations_are_of_the_right_size():
+    """Against what autograd keeps for a plain transformer on 2 x 196 tokens."""
+    layer = torch.nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, activation="gelu", batch_first=True)
+    net = torch.nn.TransformerEncoder(layer, 4)
+    real = kept_by_autograd(net, torch.rand(2, 196, 64))
     assert training_bytes(net, 2, 224, False)["activations"] == pytest.approx(real, rel=0.5)
+
+
+@pytest.mark.parametrize("encoder", ["tiny", "sam2_mini"])
+def test_activations_of_both_families_are_of_the_right_size(encoder: str):
+    """SAM 2's tokens are of 4 to 32 pixels."""
+    net = build_segmenter(encoder, 128).train()
+    real = kept_by_autograd(net, torch.rand(2, 1, 128, 128))
+    assert 0.6 < real / training_bytes(net, 2, 128, False)["activations"] < 1.3
