@@ -16,6 +16,7 @@ from samora_monai.data import find_unlabeled
 from tests.bundles import test_two_processes
 from tests.bundles.command_line import FAST_EXPERT, FAST_TEACHER, Bundle, Finished
 from tests.bundles.conftest import TrainedExpert
+from tests.bundles.weights import write_sam
 from tests.tiny import image
 
 OVERLAY = "multi_gpu_train.yaml"
@@ -58,15 +59,31 @@ def learned(bundle: Bundle) -> torch.Tensor:
     return torch.cat([value.flatten() for key, value in state.items() if "linear_b" in key])
 
 
-@pytest.mark.parametrize("level", ["image", "patch"])
+@pytest.mark.parametrize(
+    ("level", "encoder"),
+    [
+        ("image", "tiny"),
+        ("patch", "tiny"),
+        pytest.param("image", "sam2_mini", marks=pytest.mark.slow),
+        pytest.param("patch", "sam2_mini", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_as_one_does(
-    launch: Launch, experts: Experts, expert_bundle: Callable[..., Bundle], uneven: Path, sam: Path, level: str
+    launch: Launch,
+    experts: Experts,
+    expert_bundle: Callable[..., Bundle],
+    uneven: Path,
+    tmp_path: Path,
+    level: str,
+    encoder: str,
 ):
     """Without augmentation, one batch of 16 slices and two of 8 have the same gradient.
 
     Every held-out slice has the same weight, although one process has nine of them and the other eight.
     """
-    settings = student(experts, level, sam, dataset_dir=uneven, warmup=0) | {"train::random_transforms": "[]"}
+    sam = write_sam(tmp_path / "sam.pth", encoder=encoder)
+    settings = student(experts, level, sam, encoder=encoder, dataset_dir=uneven, warmup=0)
+    settings |= {"train::random_transforms": "[]"}
     one, two = expert_bundle(level, "one"), expert_bundle(level, "two")
     single = losses([one("training", **settings | {"batch_size": 16})])
     both = launch(two, "training", OVERLAY, **settings)
