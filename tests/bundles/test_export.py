@@ -49,7 +49,9 @@ def logits(settings: Mapping[str, Any], x: torch.Tensor) -> torch.Tensor:
         pytest.param(SAMED | {"encoder": "sam2_mini"}, id="SAMed on SAM 2", marks=pytest.mark.slow),
         pytest.param(SAMED, id="SAMed", marks=pytest.mark.slow),
         pytest.param(SAMORA, id="SAMora", marks=pytest.mark.slow),
-        pytest.param(SAMORA | {"encoder": SAM2}, id="SAMora on SAM 2", marks=pytest.mark.slow),
+        pytest.param(
+            SAMORA | {"encoder": SAM2, "experts": ["image", "patch"]}, id="SAMora on SAM 2", marks=pytest.mark.slow
+        ),
         pytest.param(HIERARCHICAL, id="H-SAM", marks=pytest.mark.slow),
         pytest.param(HIERARCHICAL | {"encoder": "sam2_mini"}, id="H-SAM on SAM 2", marks=pytest.mark.slow),
         pytest.param(SAMORA | {"encoder": TINY}, id="padded windows", marks=pytest.mark.slow),
