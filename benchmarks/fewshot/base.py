@@ -23,7 +23,7 @@ from benchmarks.fewshot.milestones import model_at
 from samora_monai.synthetic.shapes import write_shapes
 
 SETTINGS: dict[str, Any] = {"experts": [], "trainable": "all", "sam_checkpoint": "none"}
-SETTINGS |= {"batch_size": 16, "learning_rate": 0.001, "warmup": 100, "epochs": 1, "val_interval": 1}
+SETTINGS |= {"batch_size": 16, "warmup": 100, "epochs": 1, "val_interval": 1}
 VOLUMES = 96  # of 24 pictures each
 
 
@@ -57,7 +57,7 @@ def make_base(
         shapes = Path(unfinished, "shapes")
         write_shapes(shapes, num_training=volumes)
         bundle = copy_bundle("samora_segmentation", Path(unfinished, "bundle"))
-        network = {"encoder": encoder, "image_size": image_size or STAND_INS[encoder]}
+        network = {"encoder": encoder} | STAND_INS[encoder] | ({"image_size": image_size} if image_size else {})
         settings = {"dataset_dir": shapes, **network, **SETTINGS, **length, **machine}
         command = bundle_command(bundle, "training", ["train.yaml", HERE / "milestones.yaml"], settings)
         print(f"base: {steps} steps on textured shapes", flush=True)

@@ -68,7 +68,11 @@ QUICK = Budget(
     batch_size=8,
 )
 
-STAND_INS = {"tiny": 112, "sam2_mini": 128}  # encoders of which base.py makes a base -> side of its pictures in pixels
+# encoders of which base.py makes a base -> its settings
+STAND_INS = {
+    "tiny": {"image_size": 112, "learning_rate": 0.001},
+    "sam2_mini": {"image_size": 128, "learning_rate": 0.002},
+}
 
 # False: the bundles' own settings, for SAM's weights; True: settings for the small stand-ins
 LEARNING: dict[bool, dict[str, dict[str, Any]]] = {

@@ -40,7 +40,9 @@ PRESETS |= {  # SAM 2: arguments of `Hiera`
     "sam2_large": _TINY
     | {"embed_dim": 144, "num_heads": 2, "stages": (2, 6, 36, 4), "global_att_blocks": (23, 33, 43)}
     | {"window_spec": (8, 4, 16, 8)},
-    "sam2_mini": _TINY | {"embed_dim": 32, "stages": (1, 2, 4, 1), "global_att_blocks": (4, 6), "out_chans": 64},
+    "sam2_mini": _TINY
+    | {"embed_dim": 32, "stages": (1, 2, 4, 1), "global_att_blocks": (4, 6), "window_spec": (8, 4, 8, 4)}
+    | {"out_chans": 128},
 }
 SIZES = (
     "embed_dim", "depth", "num_heads", "mlp_ratio", "window_size", "global_attn_indexes", "patch_size", "out_chans",
