@@ -24,10 +24,8 @@ from samora_monai.networks import PRESETS, build_segmenter
 UNET = "unet"
 COLUMNS = ["row", "data", "seed", "parameters", "image_size", "cpu_minutes", "steps", "step_cpu_seconds", "mean_dice"]
 CANDIDATES: dict[str, dict[str, Any]] = {  # name -> sizes that differ from those of sam2_mini
-    "mini_24": {"embed_dim": 24, "stages": (2, 2, 4, 1), "global_att_blocks": (5, 7)},
-    "mini_32": {},
-    "mini_32_deep": {"stages": (1, 2, 5, 2), "global_att_blocks": (4, 7), "out_chans": 128},
-    "mini_48": {"embed_dim": 48, "stages": (1, 1, 3, 1), "global_att_blocks": (3, 4), "out_chans": 128},
+    "windows_of_sam2": {"window_spec": (8, 4, 14, 7)},
+    "deep_third_stage": {"stages": (1, 1, 6, 1), "global_att_blocks": (3, 4, 5, 6, 7)},
 }
 
 
@@ -50,8 +48,8 @@ def settings_of(row: str) -> tuple[list[Path | str], dict[str, Any]]:
     if row in CANDIDATES:
         sizes = PRESETS["sam2_mini"] | CANDIDATES[row]
         encoder = {name: list(value) if isinstance(value, tuple) else value for name, value in sizes.items()}
-    settings = {"encoder": encoder, "experts": [], "trainable": "all", "sam_checkpoint": "none", "learning_rate": 0.001}
-    return ["train.yaml"], settings
+    settings = {"encoder": encoder, "experts": [], "trainable": "all", "sam_checkpoint": "none"}
+    return ["train.yaml"], settings | {"learning_rate": 0.001 if row == "tiny" else 0.002}
 
 
 def parameters_of(row: str, image_size: int, num_classes: int) -> int:
@@ -105,7 +103,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=4, help="processor time of each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rows", nargs="+", default=["tiny", *CANDIDATES, UNET])
+    parser.add_argument("--rows", nargs="+", default=["tiny", "sam2_mini", *CANDIDATES, UNET])
     args = parser.parse_args()
     args.dataset_dir, args.folder = args.dataset_dir.absolute(), args.folder.absolute()
     args.folder.mkdir(parents=True, exist_ok=True)
