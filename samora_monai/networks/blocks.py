@@ -7,7 +7,7 @@ these classes (`image_encoder`, `sam2.hiera`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,34 +27,31 @@ class Attention(nn.Module):
     Args:
         dim, out_dim: width of the tokens, and of queries, keys and values.
         num_heads: number of heads.
-        windows: windows of the token grid.
+        side: side of the windows, 0 for global attention (see `Windows`).
         experts, rank: names of the experts, and the rank of each.
     """
 
-    def __init__(
-        self, dim: int, out_dim: int, num_heads: int, windows: Windows, experts: Sequence[str], rank: int
-    ) -> None:
+    def __init__(self, dim: int, out_dim: int, num_heads: int, side: int, experts: Sequence[str], rank: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.windows = windows
+        self.side = side
         self.qkv = nn.Linear(dim, 3 * out_dim)
         self.proj = nn.Linear(out_dim, out_dim)
         self.experts = nn.ModuleDict({name: Expert(dim, out_dim, rank) for name in experts})
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised tokens `[B, h, w, dim]` -> `[B, h, w, out_dim]`, with the deltas of all experts in one branch."""
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
+        """Normalised tokens `[N, dim]` in the order of `windows` -> `[N, out_dim]`, all experts in one branch."""
         q, k, v = self.qkv(x).chunk(3, -1)
         if len(self.experts):
             q, v = add_experts(self._experts(), x, q, v)
-        return self.proj(self._attend(q, k, v))
+        return self.proj(self._attend(q, k, v, windows))
 
-    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention before its projection: `[B, h, w, out_dim]` of the base, `[L, B, h, w, out_dim]` of the experts."""
+    def branches(self, x: Tensor, windows: Windows) -> tuple[Tensor, list[Tensor]]:
+        """Attention before its projection, of the base and of each expert: each `[N, out_dim]`."""
         q, k, v = self.qkv(x).chunk(3, -1)
-        count = len(self.experts)
-        expert_q, expert_v = branch_experts(self._experts(), x, q, v)
-        experts = self._attend(expert_q, k.repeat(count, 1, 1, 1), expert_v)
-        return self._attend(q, k, v), experts.unflatten(0, (count, -1))
+        deltas = branch_experts(self._experts(), x, q, v)
+        experts = [self._attend(expert_q, k, expert_v, windows) for expert_q, expert_v in zip(*deltas, strict=True)]
+        return self._attend(q, k, v, windows), experts
 
     def merge_experts(self) -> None:
         """Add each expert to the base, `W_q += B_q A_q` and `W_v += B_v A_v`, and remove it."""
@@ -68,9 +65,9 @@ class Attention(nn.Module):
     def _experts(self) -> list[Expert]:
         return cast("list[Expert]", list(self.experts.values()))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
         _, pad_k, pad_v = self.qkv.bias.chunk(3)  # the projection of a zero token
-        return self.windows.attend(self._attention, q, k, v, self.num_heads, pad_k, pad_v)
+        return windows.attend(self._attention, q, k, v, self.num_heads, pad_k, pad_v)
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         """Attention of many windows, see `windows.Attention`."""
@@ -79,6 +76,8 @@ class Attention(nn.Module):
 
 class Block(nn.Module):
     """A transformer block: attention and MLP, each after a LayerNorm and around a residual.
+
+    It runs on the tokens in the order of its windows, see `windows`.
 
     With a fusion, each expert has a branch, E_i is the difference between branch i and the base, and HL-Attn fuses the
     E_i into E:
@@ -106,26 +105,35 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, h, w, dim]` -> `[B, h, w, out_dim]`; half of h and w where the block pools."""
+        windows = Windows(self.attn.side, (x.shape[0], x.shape[1], x.shape[2]))
+        after = self._after(windows)
+        x = windows.partition(x)
         normalised = self.norm1(x)
-        x = self._shortcut(x, normalised)
+        x = self._shortcut(x, normalised, windows)
         if self.hl_attn is None:
-            x = x + self.attn(normalised)
-            return x + self.mlp(self.norm2(x))
-        base, experts = self.attn.branches(normalised)
+            x = x + self.attn(normalised, windows)
+            return after.restore(x + self.mlp(self.norm2(x)))
+        base, experts = self.attn.branches(normalised, windows)
         if self.fusion == "attention":
-            x = x + self.attn.proj(base + self._fuse(experts - base))
-            return x + self.mlp(self.norm2(x))
-        base, experts = (x + self.attn.proj(t) for t in (base, experts))
-        base, experts = (t + self.mlp(self.norm2(t)) for t in (base, experts))
-        return base + self._fuse(experts - base)
+            x = x + self.attn.proj(base + self._fuse(base, experts, after))
+            return after.restore(x + self.mlp(self.norm2(x)))
+        base, branches = (x + self.attn.proj(t) for t in (base, torch.stack(experts)))
+        base, branches = (t + self.mlp(self.norm2(t)) for t in (base, branches))
+        return after.restore(base + self._fuse(base, branches, after))
 
-    def _shortcut(self, x: Tensor, normalised: Tensor) -> Tensor:
+    def _after(self, windows: Windows) -> Windows:
+        """The windows of the block's output."""
+        return windows
+
+    def _shortcut(self, x: Tensor, normalised: Tensor, windows: Windows) -> Tensor:
         """What the attention is added to."""
         return x
 
-    def _fuse(self, contributions: Tensor) -> Tensor:  # E_i `[L, B, h, w, dim]` -> E `[B, h, w, dim]`
+    def _fuse(self, base: Tensor, branches: Iterable[Tensor], windows: Windows) -> Tensor:
+        """Fuse E_i, the difference between branch i and the base, into E; each is `[N, out_dim]`."""
         assert self.hl_attn is not None
-        return self.hl_attn(dict(zip(self.attn.experts, contributions, strict=True)), self.attn.windows.of_queries)
+        contributions = {name: t - base for name, t in zip(self.attn.experts, branches, strict=True)}
+        return self.hl_attn(contributions, windows)
 
 
 class Features(NamedTuple):

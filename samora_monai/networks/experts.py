@@ -65,14 +65,12 @@ def add_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> t
 def branch_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Add the deltas of each of L experts of equal rank to the queries and values, in one branch per expert.
 
-    `x` are the tokens `[B, h, w, dim]`; `q` and `v` `[B, h, w, out_dim]` are from the base projection; the results are
-    `[L * B, h, w, out_dim]`, expert-major.
+    `x` are the tokens `[N, dim]`; `q` and `v` `[N, out_dim]` are from the base projection; the results are
+    `[L, N, out_dim]`.
     """
     a = torch.cat([w for e in experts for w in (e.linear_a_q.weight, e.linear_a_v.weight)])  # [2 L r, dim]
-    low = F.linear(x, a).reshape(-1, len(experts), 2, a.shape[0] // (2 * len(experts)))
-    low_q, low_v = low.permute(2, 1, 0, 3)  # each [L, tokens, r]
+    low_q, low_v = F.linear(x, a).unflatten(1, (len(experts), 2, -1)).permute(2, 1, 0, 3)  # each [L, N, r]
     b_q = torch.stack([e.linear_b_q.weight.T for e in experts])  # [L, r, out_dim]
     b_v = torch.stack([e.linear_b_v.weight.T for e in experts])
-    base_q, base_v = (t.reshape(1, -1, t.shape[-1]).expand(len(experts), -1, -1) for t in (q, v))
-    branches = (len(experts) * q.shape[0], *q.shape[1:])
-    return torch.baddbmm(base_q, low_q, b_q).reshape(branches), torch.baddbmm(base_v, low_v, b_v).reshape(branches)
+    base_q, base_v = (t.expand(len(experts), -1, -1) for t in (q, v))
+    return torch.baddbmm(base_q, low_q, b_q), torch.baddbmm(base_v, low_v, b_v)

@@ -34,7 +34,7 @@ class CrossAttention(nn.Module):
             nn.init.zeros_(self.proj.weight)
 
     def forward(self, target: Tensor, source: Tensor, windows: Windows) -> Tensor:
-        """target, source: `[B, h, w, dim]` -> `[B, h, w, dim]`."""
+        """target, source: `[N, dim]`, tokens in the order of `windows` -> `[N, dim]`."""
         k, v = self.kv(source).chunk(2, -1)
         pad = k.new_zeros(k.shape[-1])
         return self.proj(windows.attend(self._attend, self.q(target), k, v, self.num_heads, pad, pad))
@@ -66,7 +66,7 @@ class HLAttn(nn.Module):
         self.cross = nn.ModuleDict({name: CrossAttention(dim, heads, width, start) for name in order[1:]})
 
     def forward(self, contributions: dict[str, Tensor], windows: Windows) -> Tensor:
-        """contributions: `[B, h, w, dim]` for each name of `order` -> `[B, h, w, dim]`."""
+        """contributions: `[N, dim]`, in the order of `windows`, for each name of `order` -> `[N, dim]`."""
         low = contributions[self.order[0]]
         for name, cross in self.cross.items():
             low = contributions[name] + cross(contributions[name], low, windows)

@@ -17,23 +17,20 @@ from torch import Tensor, nn
 from samora_monai.networks.blocks import Attention, Block, Encoder, Features
 from samora_monai.networks.layers import LayerNorm2d, MLPBlock
 from samora_monai.networks.rel_pos_attention import rel_pos_attention
-from samora_monai.networks.windows import Windows
 
 
 class RelPosAttention(Attention):
     """Attention with decomposed relative position.
 
     Args:
-        side: side of a window in tokens, or of the grid where attention is global.
-        dim, num_heads, windows, experts, rank: see `Attention`.
+        size: side of a window in tokens, or of the grid where attention is global.
+        dim, num_heads, side, experts, rank: see `Attention`.
     """
 
-    def __init__(
-        self, side: int, dim: int, num_heads: int, windows: Windows, experts: Sequence[str], rank: int
-    ) -> None:
-        super().__init__(dim, dim, num_heads, windows, experts, rank)
-        self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, dim // num_heads))
-        self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, dim // num_heads))
+    def __init__(self, size: int, dim: int, num_heads: int, side: int, experts: Sequence[str], rank: int) -> None:
+        super().__init__(dim, dim, num_heads, side, experts, rank)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, dim // num_heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, dim // num_heads))
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         return rel_pos_attention(q, k, v, self.rel_pos_h, self.rel_pos_w, query_grid=grid)
@@ -97,7 +94,7 @@ class ImageEncoder(Encoder):
         self.blocks = nn.ModuleList()
         for i in range(depth):
             side = 0 if i in global_attn_indexes else window_size
-            attention = RelPosAttention(side or grid, embed_dim, num_heads, Windows(side), experts, rank)
+            attention = RelPosAttention(side or grid, embed_dim, num_heads, side, experts, rank)
             mlp = MLPBlock(embed_dim, int(embed_dim * mlp_ratio))
             self.blocks.append(Block(embed_dim, embed_dim, attention, mlp, fusion, **hl_attn))
         self.neck = nn.Sequential(

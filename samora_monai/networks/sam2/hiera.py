@@ -7,7 +7,7 @@ Four stages with tokens of 4, 8, 16 and 32 pixels. The first block of stages 2 t
 
 It still has the windows of the stage before.
 Differs from SAM 2's code in:
-- padded tokens are not projected (`windows`), queries are pooled before they are cut into windows;
+- padded tokens are not projected (`windows`);
 - a block may have experts (`experts`) and fuse them (`hl_attn`);
 - the neck adds in the precision of its inputs, not always in float32, and has no positions, which only video needs.
 """
@@ -29,16 +29,11 @@ from samora_monai.networks.layers import MLP
 from samora_monai.networks.windows import Windows
 
 
-def pool(x: Tensor) -> Tensor:
-    """Maximum over 2 x 2 tokens: `[B, h, w, C]` -> `[B, h/2, w/2, C]`."""
-    return F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-
-
 class PooledAttention(Attention):
-    """Attention with pooled queries: `[B, h, w, dim]` -> `[B, h/2, w/2, out_dim]`; experts act before the pooling."""
+    """Attention with pooled queries: `[N, dim]` -> `[N / 4, out_dim]`; experts act before the pooling."""
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return super()._attend(pool(q), k, v)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, windows: Windows) -> Tensor:
+        return super()._attend(windows.pool(q), k, v, windows)
 
 
 class PooledBlock(Block):
@@ -50,8 +45,11 @@ class PooledBlock(Block):
         super().__init__(dim, out_dim, attention, mlp, fusion, **hl_attn)
         self.proj = nn.Linear(dim, out_dim)
 
-    def _shortcut(self, x: Tensor, normalised: Tensor) -> Tensor:
-        return pool(self.proj(normalised))
+    def _after(self, windows: Windows) -> Windows:
+        return windows.pooled()
+
+    def _shortcut(self, x: Tensor, normalised: Tensor, windows: Windows) -> Tensor:
+        return windows.pool(self.proj(normalised))
 
 
 class Hiera(nn.Module):
@@ -94,9 +92,9 @@ class Hiera(nn.Module):
             side = 0 if i in global_att_blocks else window_spec[stage]  # before the stage is counted
             stage += pooled
             scale = 2**stage
-            out_dim, windows = embed_dim * scale, Windows(side, 2 if pooled else 1)
+            out_dim = embed_dim * scale
             parts = (PooledAttention, PooledBlock) if pooled else (Attention, Block)
-            attention = parts[0](dim, out_dim, num_heads * scale, windows, experts, rank)
+            attention = parts[0](dim, out_dim, num_heads * scale, side, experts, rank)
             mlp = MLP(out_dim, 4 * out_dim, out_dim, 2, F.gelu)
             options = {**hl_attn, "width": width and width * scale}
             self.blocks.append(parts[1](dim, out_dim, attention, mlp, fusion, **options))
