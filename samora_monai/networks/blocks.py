@@ -7,7 +7,7 @@ these classes (`image_encoder`, `sam2.hiera`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -46,12 +46,11 @@ class Attention(nn.Module):
             q, v = add_experts(self._experts(), x, q, v)
         return self.proj(self._attend(q, k, v, windows))
 
-    def branches(self, x: Tensor, windows: Windows) -> tuple[Tensor, list[Tensor]]:
-        """Attention before its projection, of the base and of each expert: each `[N, out_dim]`."""
+    def branches(self, x: Tensor, windows: Windows) -> tuple[Tensor, Iterator[Tensor]]:
+        """Attention before its projection, of the base and of one expert after the other: each `[N, out_dim]`."""
         q, k, v = self.qkv(x).chunk(3, -1)
-        deltas = branch_experts(self._experts(), x, q, v)
-        experts = [self._attend(expert_q, k, expert_v, windows) for expert_q, expert_v in zip(*deltas, strict=True)]
-        return self._attend(q, k, v, windows), experts
+        experts = branch_experts(self._experts(), x, q, v)
+        return self._attend(q, k, v, windows), (self._attend(own_q, k, own_v, windows) for own_q, own_v in experts)
 
     def merge_experts(self) -> None:
         """Add each expert to the base, `W_q += B_q A_q` and `W_v += B_v A_v`, and remove it."""
@@ -117,7 +116,7 @@ class Block(nn.Module):
         if self.fusion == "attention":
             x = x + self.attn.proj(base + self._fuse(base, experts, after))
             return after.restore(x + self.mlp(self.norm2(x)))
-        base, branches = (x + self.attn.proj(t) for t in (base, torch.stack(experts)))
+        base, branches = (x + self.attn.proj(t) for t in (base, torch.stack(list(experts))))
         base, branches = (t + self.mlp(self.norm2(t)) for t in (base, branches))
         return after.restore(base + self._fuse(base, branches, after))
 

@@ -12,7 +12,7 @@ Differs from SAMed's code in:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,15 +62,14 @@ def add_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> t
     return q + F.linear(low_q, b_q), v + F.linear(low_v, b_v)
 
 
-def branch_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Add the deltas of each of L experts of equal rank to the queries and values, in one branch per expert.
+def branch_experts(experts: Sequence[Expert], x: Tensor, q: Tensor, v: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Add the deltas of each expert to the queries and values, in one branch per expert; yield q and v of each.
 
-    `x` are the tokens `[N, dim]`; `q` and `v` `[N, out_dim]` are from the base projection; the results are
-    `[L, N, out_dim]`.
+    `x` are the tokens `[N, dim]`; `q` and `v` `[N, out_dim]` are from the base projection. One branch at a time keeps
+    the results in memory that the branch before has freed.
     """
-    a = torch.cat([w for e in experts for w in (e.linear_a_q.weight, e.linear_a_v.weight)])  # [2 L r, dim]
-    low_q, low_v = F.linear(x, a).unflatten(1, (len(experts), 2, -1)).permute(2, 1, 0, 3)  # each [L, N, r]
-    b_q = torch.stack([e.linear_b_q.weight.T for e in experts])  # [L, r, out_dim]
-    b_v = torch.stack([e.linear_b_v.weight.T for e in experts])
-    base_q, base_v = (t.expand(len(experts), -1, -1) for t in (q, v))
-    return torch.baddbmm(base_q, low_q, b_q), torch.baddbmm(base_v, low_v, b_v)
+    layers = [(e.linear_a_q, e.linear_a_v) for e in experts]
+    low = F.linear(x, torch.cat([a.weight for pair in layers for a in pair]))  # [N, 2 * sum of ranks]
+    parts = iter(low.split([a.out_features for pair in layers for a in pair], 1))
+    for expert, low_q, low_v in zip(experts, parts, parts, strict=True):
+        yield torch.addmm(q, low_q, expert.linear_b_q.weight.T), torch.addmm(v, low_v, expert.linear_b_v.weight.T)
