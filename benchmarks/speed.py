@@ -4,27 +4,24 @@
     python -m benchmarks.speed encoder512 bfloat16  # some sections
     python -m benchmarks.speed --volume             # one 512 x 512 x 100 scan from file to file, a minute on a CPU
 
-vit_b with random weights. The sides of a comparison take turns in one process, and a ratio is the median of the turns'
-ratios, because other work on the machine slows both sides; all times are medians. Peak memory is the resident set of a
-process that only takes training steps (measure it before other sections: a process inherits the peak of its parent).
+vit_b and sam2_tiny with random weights. The sides of a comparison take turns in one process, and a ratio is the median
+of the turns' ratios, because other work on the machine slows both sides; all times are medians. Peak memory is the
+resident set of a process that runs one network (measure it before other sections: a process inherits the peak of its
+parent).
 The exit status is 1 if a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import nibabel
@@ -35,82 +32,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import speed_sam2
+from benchmarks.networks import SYSTEMS, build, encode, peak_memory
+from benchmarks.timing import Report, Run, Times, own_peak_memory, product, training_step
 from samora_monai.checkpoints.model_settings import ModelSettings
-from samora_monai.losses import SegmentationLoss
-from samora_monai.networks import LEVELS, Segmenter, build_segmenter
+from samora_monai.networks import Segmenter, build_segmenter
 from samora_monai.networks.config import DECODERS
 from samora_monai.networks.rel_pos_attention import relative_rows
 
 MODULE = "benchmarks.speed"
+SAM2_TARGETS = {"three experts, HL-Attn": "<= 2.2", "three experts, HL-Attn D/4": "<= 1.6"}
 BUNDLE = Path(__file__).parents[1] / "bundles" / "samora_segmentation"
-Run = Callable[[], object]
 ATTENTION = "samora_monai.networks.image_encoder.rel_pos_attention"
-SYSTEMS: dict[str, dict[str, Any]] = {
-    "plain encoder": {"experts": ()},
-    "one expert": {"experts": ("task",)},
-    "three experts, HL-Attn": {"experts": LEVELS, "fusion": "attention"},
-    "three experts, HL-Attn D/4": {"experts": LEVELS, "fusion": "attention", "fusion_width": 192},
-    "three experts, HL-Attn on blocks": {"experts": LEVELS, "fusion": "block"},
-}
-
-
-@dataclass
-class Report:
-    """Print a line per measurement and collect the missed targets."""
-
-    missed: list[str] = field(default_factory=list)
-
-    def title(self, text: str) -> None:
-        print(f"\n{text}\n{'':52}{'seconds':>9}{'ratio':>8}  target", flush=True)
-
-    def line(self, name: str, seconds: float | None, ratio: float | None = None, target: str = "") -> None:
-        """Print one line; `target` is a bound of `ratio`, e.g. `<= 2.2` or `>= 0.7`."""
-        verdict = ""
-        if target and ratio is not None:
-            sign, bound = target.split()
-            met = ratio <= float(bound) if sign == "<=" else ratio >= float(bound)
-            verdict = f"  {target}  {'met' if met else 'MISSED'}"
-            if not met:
-                self.missed.append(name)
-        left = f"{seconds:9.3f}" if seconds is not None else " " * 9
-        right = f"{ratio:8.2f}" if ratio is not None else ""
-        print(f"{name:52}{left}{right}{verdict}", flush=True)
-
-
-class Times:
-    """Seconds of several runs that take turns, after one turn of warm-up."""
-
-    def __init__(self, runs: dict[str, Run], turns: int) -> None:
-        self.seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(turns + 1):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                if turn:
-                    self.seconds[name].append(time.perf_counter() - start)
-
-    def __getitem__(self, name: str) -> float:
-        return statistics.median(self.seconds[name])
-
-    def ratio(self, name: str, to: str) -> float:
-        return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True))
-
-
-def build(system: str, image_size: int, device: str = "cpu") -> Segmenter:
-    """A network with random weights in place of the zero-initialised ones too."""
-    torch.manual_seed(0)
-    net = build_segmenter("vit_b", image_size=image_size, num_classes=9, **SYSTEMS[system])
-    for parameter in net.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    return net.to(device)
-
-
-def encode(net: Segmenter, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return net.image_encoder(x)
 
 
 def multiply_adds(run: Run) -> int:
@@ -133,26 +66,6 @@ def explicit_attention(
     return logits.softmax(-1) @ v
 
 
-def product(size: int, dtype: torch.dtype, device: str = "cpu") -> Run:
-    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    return partial(torch.mm, a, b)
-
-
-def training_step(net: Segmenter, x: Tensor) -> tuple[Run, Run]:
-    """A forward pass that records gradients, and the whole training step."""
-    net.train()
-    loss = SegmentationLoss()
-    label = torch.randint(0, 9, (len(x), 1, *x.shape[2:]), device=x.device).float()
-    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-4)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(net(x), label).backward()
-        optimizer.step()
-
-    return partial(net, x), step
-
-
 def machine(report: Report, turns: int) -> None:
     report.title("machine and plain encoder, 224, batch 4; the ratio is to the matrix product's rate")
     net, x = build("plain encoder", 224), torch.rand(4, 3, 224, 224)
@@ -164,10 +77,12 @@ def machine(report: Report, turns: int) -> None:
     report.line(f"plain encoder, {work / 1e9:.1f} G multiply-adds", times["encoder"], share, ">= 0.7")
 
 
-def encoders(report: Report, turns: int, image_size: int, batch: int, targets: dict[str, str]) -> None:
-    report.title(f"encoder, {image_size}, batch {batch}; the ratio is to the plain encoder")
+def encoders(
+    report: Report, turns: int, image_size: int, batch: int, targets: dict[str, str], base: str = "vit_b"
+) -> None:
+    report.title(f"{base}, encoder, {image_size}, batch {batch}; the ratio is to the plain encoder")
     x = torch.rand(batch, 3, image_size, image_size)
-    times = Times({name: partial(encode, build(name, image_size), x) for name in SYSTEMS}, turns)
+    times = Times({name: partial(encode, build(name, image_size, base=base), x) for name in SYSTEMS}, turns)
     for name in times.seconds:
         report.line(name, times[name], times.ratio(name, "plain encoder"), targets.get(name, ""))
 
@@ -215,23 +130,6 @@ def memory(report: Report, _: int) -> None:
     report.title("training step, 224, batch 4; the ratio is peak memory in GB")
     report.line("one expert", None, peak_memory("one expert"))
     report.line("three experts, HL-Attn", None, peak_memory("three experts, HL-Attn"), "<= 2.9")
-
-
-def peak_memory(system: str) -> float:
-    """Peak resident memory, in GB, of a process that takes three training steps."""
-    command = [sys.executable, "-m", MODULE, "--memory", system, "--threads", str(torch.get_num_threads())]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def print_peak_memory(system: str) -> None:
-    _, step = training_step(build(system, 224), torch.rand(4, 1, 224, 224))
-    for _ in range(3):
-        step()
-    print(own_peak_memory())
-
-
-def own_peak_memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def bfloat16(report: Report, turns: int) -> None:
@@ -329,6 +227,11 @@ SECTIONS: dict[str, Callable[[Report, int], None]] = {
         batch=1,
         targets={"three experts, HL-Attn": "<= 2.6", "three experts, HL-Attn D/4": "<= 1.6"},
     ),
+    "sam2": speed_sam2.hiera,
+    "sam2_224": partial(encoders, image_size=224, batch=4, targets=SAM2_TARGETS, base="sam2_tiny"),
+    "sam2_512": partial(encoders, image_size=512, batch=1, targets=SAM2_TARGETS, base="sam2_tiny"),
+    "bases": speed_sam2.bases,
+    "bases_memory": speed_sam2.bases_memory,
     "decoders": decoders,
     "explicit": explicit,
     "training": training,
@@ -345,14 +248,10 @@ def main() -> int:
     parser.add_argument(
         "--volume", metavar="SLICES", type=int, nargs="?", const=100, help="a scan (100 slices) instead"
     )
-    parser.add_argument("--memory", metavar="SYSTEM", help="only print the peak memory of a training step")
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
     torch.set_num_threads(args.threads)
-    if args.memory:
-        print_peak_memory(args.memory)
-        return 0
     if not args.sections and not args.volume:  # each in a fresh process: the history of an allocator changes its speed
         options = ["--turns", str(args.turns), "--threads", str(args.threads)]
         return max(subprocess.run([sys.executable, "-m", MODULE, name, *options]).returncode for name in SECTIONS)
