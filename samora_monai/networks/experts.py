@@ -6,7 +6,7 @@ LoRA (https://arxiv.org/abs/2106.09685) as in SAMed (https://arxiv.org/abs/2304.
 
 Differs from SAMed's code in:
 - an expert is added beside the base projection instead of wrapping it, so that SAM's keys stay unchanged;
-- several experts of a block are applied in one batched product.
+- the experts of a block share one product for all their A.
 """
 
 from __future__ import annotations
