@@ -216,7 +216,7 @@ def check_meta(name: str, meta: Mapping[str, Any], expected: Mapping[str, Any]) 
     file, found, value = f"{meta['kind']} file {name}", meta.get(key), expected[key]
     if key == "level":
         raise InputError(f"{file} is of level {found}; expected one of level {value}")
-    remedy = f"build it with {key} {found}"
+    remedy = f"build it with {'encoder' if key == 'preset' else key} {found}"
     if key == "base_sha256":
         found, value = f"{str(found)[:12]}...", f"{value[:12]}..."
         remedy = "load the SAM checkpoint it was trained on first"

@@ -192,10 +192,10 @@ class Encoder(nn.Module, ABC):
         `blocks` are increasing indices; negative ones count from the end.
         """
         all_blocks = self.encoder_blocks()
-        wanted = {i % len(all_blocks) for i in blocks}
+        wanted = {i % len(all_blocks) for i in blocks}  # the blocks after the last of these do not run
         outputs = []
         x = self.embed(x)
-        for i, block in enumerate(all_blocks):
+        for i, block in enumerate(all_blocks[: max(wanted) + 1]):
             recompute = self.gradient_checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
             if i in wanted:

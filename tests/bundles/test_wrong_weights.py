@@ -102,7 +102,7 @@ def a_side_that_16_divides(sam: Path) -> dict[str, Any]:
 def experts_of_sam_in_sam2(sam: Path) -> dict[str, Any]:
     expert = write_expert(sam.with_name("patch.pt"), sam, "patch")
     sam2 = write_sam(sam.with_name("sam2.pt"), encoder="sam2_mini")
-    words = ["'patch.pt' was made for preset tiny but the network has sam2_mini; build it with preset tiny"]
+    words = ["'patch.pt' was made for preset tiny but the network has sam2_mini; build it with encoder tiny"]
     return {
         "sam_checkpoint": sam2,
         "experts": "['patch']",
