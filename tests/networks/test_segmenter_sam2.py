@@ -185,4 +185,4 @@ def test_sizes_may_be_lists_as_in_a_file():
     sizes = {name: list(value) if isinstance(value, tuple) else value for name, value in HIERA.items()}
     net = build_segmenter(sizes, 64)
     assert net.image_encoder.stages == (2, 2, 3, 2)
-    assert [block.attn.windows.side for block in net.image_encoder.encoder_blocks()] == [4, 4, 4, 6, 6, 0, 6, 6, 3]
+    assert [block.attn.side for block in net.image_encoder.encoder_blocks()] == [4, 4, 4, 6, 6, 0, 6, 6, 3]
