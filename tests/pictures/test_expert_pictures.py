@@ -204,7 +204,7 @@ def test_pixel_bundle(run, tmp_path: Path):
     ("level", "settings", "words"),
     [
         ("image", {"expert": "absent.pt"}, "no image expert 'absent.pt'; train it with 'python -m monai.bundle run"),
-        ("patch", {"sam_checkpoint": "absent.pth"}, "no SAM checkpoint 'absent.pth'; give --sam_checkpoint FILE of this"),
+        ("patch", {"sam_checkpoint": "absent.pth"}, "no SAM checkpoint 'absent.pth'; give --sam_checkpoint FILE"),
         ("pixel", {"decoder": "absent.pt"}, "no decoder 'absent.pt', which comes with the pixel expert; train it"),
         ("pixel", {"noise": 0}, "noise must be above 0"),
         ("patch", {"dataset_dir": "absent"}, "absent' does not exist"),
