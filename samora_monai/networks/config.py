@@ -162,6 +162,12 @@ class SegmenterConfig:
             yield f"fusion {self.fusion!r} needs experts, e.g. {LEVELS}"
         if self.fusion_width is not None and not is_whole(self.fusion_width, 1):
             yield f"fusion_width is {self.fusion_width} but must be at least 1, or null for the encoder's width"
+        if self.fusion and self.fusion_width and self.is_sam2:
+            dim, heads = self.encoder_sizes["embed_dim"], self.encoder_sizes["num_heads"]
+            widths = [self.fusion_width * 2**stage for stage in range(4)]
+            if any(width % max(1, width * heads // dim) for width in widths):
+                choices = f"{dim}, {dim // 2} or {dim // 4}"
+                yield f"fusion_width is {self.fusion_width}, which some stage cannot divide into heads; choose {choices}"
 
 
 def _hiera_problems(sizes: Mapping[str, Any]) -> Iterator[str]:

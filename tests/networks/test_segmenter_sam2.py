@@ -186,3 +186,8 @@ def test_sizes_may_be_lists_as_in_a_file():
     net = build_segmenter(sizes, 64)
     assert net.image_encoder.stages == (2, 2, 3, 2)
     assert [block.attn.side for block in net.image_encoder.encoder_blocks()] == [4, 4, 4, 6, 6, 0, 6, 6, 3]
+
+
+def test_a_fusion_width_that_fits_no_heads_is_refused():
+    with refused("fusion_width is 40, which some stage cannot divide into heads; choose 96, 48 or 24"):
+        build_segmenter("sam2_tiny", 64, experts=LEVELS, fusion="attention", fusion_width=40)
