@@ -166,8 +166,8 @@ class SegmenterConfig:
             dim, heads = self.encoder_sizes["embed_dim"], self.encoder_sizes["num_heads"]
             widths = [self.fusion_width * 2**stage for stage in range(4)]
             if any(width % max(1, width * heads // dim) for width in widths):
-                choices = f"{dim}, {dim // 2} or {dim // 4}"
-                yield f"fusion_width is {self.fusion_width}, which some stage cannot divide into heads; choose {choices}"
+                given, choices = self.fusion_width, f"{dim}, {dim // 2} or {dim // 4}"
+                yield f"fusion_width is {given}, which some stage cannot divide into heads; choose {choices}"
 
 
 def _hiera_problems(sizes: Mapping[str, Any]) -> Iterator[str]:
