@@ -1,4 +1,4 @@
-"""How an image of any shape becomes the square input of a network with prompts, and its masks the image's."""
+"""Map an image of any shape to the square input of a promptable network, and its masks back to the image."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ class Framing(Protocol):
     def unframe(self, logits: Tensor, shape: Size, side: int, size: Size) -> Tensor:
         """Logits of the square, `[n, T, S/4, S/4]` -> those of the image, `[n, T, *size]`."""
 
+    def prompt_logits(self, logits: Tensor) -> Tensor:
+        """Logits of the square -> those that a later prompt may contain."""
+
 
 class Padded:
     """SAM's: the image is at the top left, zeros fill the rest."""
@@ -52,6 +55,9 @@ class Padded:
     def unframe(self, logits: Tensor, shape: Size, side: int, size: Size) -> Tensor:
         return resize_logits(resize_logits(logits, (side, side))[..., : shape[0], : shape[1]], size)
 
+    def prompt_logits(self, logits: Tensor) -> Tensor:
+        return logits
+
 
 class Stretched:
     """SAM 2's: the image is resized to the square, and its aspect ratio is not kept."""
@@ -64,3 +70,6 @@ class Stretched:
 
     def unframe(self, logits: Tensor, shape: Size, side: int, size: Size) -> Tensor:
         return resize_logits(logits, size)
+
+    def prompt_logits(self, logits: Tensor) -> Tensor:
+        return logits.clamp(-32, 32)  # as SAM 2's image predictor, after it has resized the masks

@@ -150,7 +150,8 @@ class Segmenter(StrictlyLoaded):
 
         Returns:
             for each image `mask_logits` `[n, T, H, W]` (a mask is where they exceed 0), `iou_predictions`
-            `[n, T]` and `low_res_logits` `[n, T, S/4, S/4]`, for use as the next `mask_inputs`.
+            `[n, T]` and `low_res_logits` `[n, T, S/4, S/4]`, for use as the next `mask_inputs`; those of SAM 2 are
+            limited to [-32, 32].
         """
         if self.mask_decoder2 is not None:
             raise InputError("the hierarchical decoder takes no prompts; build the network with decoder='sam'")
@@ -170,6 +171,7 @@ class Segmenter(StrictlyLoaded):
             one = [t[i : i + 1] for t in (embeddings, *skips)]
             low_res, iou = self.mask_decoder(one[0], pe, sparse, dense, multimask_output, one[1:])
             masks = self.framing.unframe(low_res, shape, side, tuple(record.get("original_size", shape)))
+            low_res = self.framing.prompt_logits(low_res)
             results.append({"mask_logits": masks, "iou_predictions": iou, "low_res_logits": low_res})
         return results
 

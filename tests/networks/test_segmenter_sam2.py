@@ -128,6 +128,22 @@ def test_prompts_are_in_the_pixels_of_an_image_that_is_not_square():
 
 
 @torch.no_grad()
+def test_low_resolution_logits_are_limited_as_in_the_image_predictor_and_masks_are_not():
+    net = tiny_sam2(64, 3).eval()
+    record = {"image": image(3, 64, 64)}
+    small = net.predict_masks([record], True)[0]
+    factor = 100 / small["mask_logits"].abs().max()
+    for network in net.mask_decoder.output_hypernetworks_mlps:
+        network.layers[-1].weight *= factor
+        network.layers[-1].bias *= factor
+    large = net.predict_masks([record], True)[0]
+    torch.testing.assert_close(large["mask_logits"], factor * small["mask_logits"], rtol=1e-4, atol=1e-3)
+    expected = (factor * small["low_res_logits"]).clamp(-32, 32)
+    torch.testing.assert_close(large["low_res_logits"], expected, rtol=1e-4, atol=1e-3)
+    assert large["low_res_logits"].abs().max() == 32
+
+
+@torch.no_grad()
 def test_several_images_of_different_shapes_are_each_segmented_alone():
     net = tiny_sam2(64, 3, **IDENTITY).eval()
     records = [{"image": image(3, 40, 96)}, {"image": image(3, 80, 30, seed=1)}]
