@@ -1,4 +1,4 @@
-"""Denoising: the pretext task of the pixel expert (SAMora, ICCV 2025). A U-Net decoder removes noise from SAM's tokens.
+"""Denoising, the pretext task of the pixel expert (SAMora, ICCV 2025): a U-Net decodes tokens to a clean image.
 
     L = 1/n sum_i || D(G(x_i + sigma eps)) - x_i ||^2        (x in [0, 1], G the encoder with its expert, D the decoder)
 
@@ -48,7 +48,7 @@ class UNETRDecoder(nn.Module):
         while stride > 1:
             layers += [nn.ConvTranspose2d(in_channels, n, 2, stride=2), nn.GELU()]
             stride, in_channels = stride // 2, n
-        self.last = nn.Sequential(*layers, nn.Conv2d(n, 1, 1))
+        self.last = nn.Sequential(*layers, nn.Conv2d(in_channels, 1, 1))
 
     def forward(self, tokens: list[Tensor]) -> Tensor:
         """`[B, h, w, width]` of four depths, the deepest last -> `[B, 1, H, W]`."""

@@ -35,6 +35,14 @@ def test_the_output_has_the_size_of_the_image():
     assert net(image(1, 1, 50, 70)).shape == (1, 1, 50, 70)
 
 
+@pytest.mark.parametrize(
+    ("widths", "strides"), [((8,) * 4, (16,) * 4), ((8,) * 4, (8,) * 4), ((8, 16, 32, 64), (4, 8, 16, 32))]
+)
+def test_the_decoder_restores_the_resolution_of_the_image(widths: tuple[int, ...], strides: tuple[int, ...]):
+    tokens = [torch.randn(1, 64 // stride, 64 // stride, width) for width, stride in zip(widths, strides, strict=True)]
+    assert UNETRDecoder(widths, strides, feature_size=4)(tokens).shape == (1, 1, 64, 64)
+
+
 def test_the_image_reaches_the_output_only_through_the_encoder():
     net = student().eval()
     tokens = [torch.randn(1, 4, 4, 32, generator=torch.Generator().manual_seed(i)) for i in range(4)]
