@@ -29,11 +29,11 @@ FROZEN = "frozen_sha256"  # sent as one of the weights, so that any averaging se
 
 
 def adapter_names(net: Segmenter) -> list[str]:
-    """Names of the parameters that are exchanged: those that train. An `InputError` if SAM's encoder is among them."""
+    """Names of the parameters that are exchanged: those that train. An `InputError` if the base encoder trains."""
     names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
     if base := [name for name in base_keys(net) if name in set(names) and name.startswith("image_encoder.")]:
         raise InputError(
-            f"{len(base)} parameters of SAM's encoder train ({base[0]}, ...), but a federation exchanges adapters; "
+            f"{len(base)} parameters of the base encoder train ({base[0]}, ...), but a federation exchanges adapters; "
             "choose 'adapters', 'adapters+experts' or 'decoder' as trainable"
         )
     return names

@@ -69,7 +69,7 @@ def test_sent_weights_are_a_snapshot():
 
 
 def test_the_base_never_travels():
-    with refused("SAM's encoder", "'adapters'"):
+    with refused("the base encoder", "'adapters'"):
         adapter_names(build_segmenter("tiny", 64, train="all"))
 
 

@@ -1,4 +1,4 @@
-"""Strict loading and saving of SAM, SAMed and H-SAM checkpoints and of expert, adapter and model files.
+"""Strict loading and saving of SAM, SAM 2, SAMed and H-SAM checkpoints and of expert, adapter and model files.
 
 Every `load_*` takes the path of a file, or its content, and returns a `LoadReport`. Every `load_*` and `read_*` raises
 a `MissingFileError` if a file is missing, and an `InputError` if it is damaged, of another kind or format, contains

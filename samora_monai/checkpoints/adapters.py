@@ -1,4 +1,4 @@
-"""Adapter files: a network without SAM's encoder, which is identified by its hash.
+"""Adapter files: a network without its base encoder, which is identified by its hash.
 
 They hold experts, HL-Attn, prompt encoder, mask decoders and pixel statistics: a few MB to tens of MB, not hundreds.
 """
@@ -35,14 +35,14 @@ def _made_for(net: Segmenter) -> dict[str, Any]:
 
 
 def save_adapter(net: Segmenter, path: str | os.PathLike[str]) -> None:
-    """Write an adapter file: the weights beside SAM's encoder, and the network and base that they belong to."""
+    """Write an adapter file: all weights but the base encoder's, and the network and base that they belong to."""
     state = net.state_dict()
     meta = _made_for(net) | {"image_size": net.image_size}
     write_parts("adapter", {key: state[key] for key in adapter_keys(net)}, meta, path)
 
 
 def load_adapter(net: Segmenter, source: Source) -> LoadReport:
-    """Load an adapter file into a network of the same settings, into which the SAM base has been loaded."""
+    """Load an adapter file into a network of the same settings, into which the base has been loaded."""
     state, meta, name = read_parts(source, "adapter")
     check_meta(name, meta, _made_for(net))
     copied = copy_strictly(net, state, adapter_keys(net), name, "the adapter belongs to a network with other settings")

@@ -99,7 +99,7 @@ def read_expert_settings(expert: str | os.PathLike[str], level: str, **changes: 
 
 
 def base_sha256(net: Segmenter) -> str:
-    """Hash the base encoder without its position tables, so that the hash is the same at every input size."""
+    """Hash the base encoder without SAM's position tables, whose size depends on the input's; SAM 2's does not."""
     state, hashed = net.state_dict(), re.compile(r"image_encoder\.(?!pos_embed|.*rel_pos_[hw]$)")
     return sha256_of({key: state[key] for key in base_keys(net) if hashed.match(key)})
 
@@ -139,7 +139,7 @@ def save_expert(
     state = net.state_dict()
     made_for = _made_for(net)
     if base_sha256_before not in (None, made_for["base_sha256"]):
-        raise RuntimeError(f"SAM's encoder changed while the {level} expert trained; no expert file was written")
+        raise RuntimeError(f"the base encoder changed while the {level} expert trained; no expert file was written")
     meta = settings.as_dict() if settings else {"teacher": teacher}
     meta |= made_for | {
         "base_sha256_before": base_sha256_before,
@@ -153,7 +153,7 @@ def save_expert(
 
 
 def load_expert(net: Segmenter, source: Source, level: str) -> LoadReport:
-    """Load an expert file into the slot `level` of `net`, whose SAM base must be loaded already."""
+    """Load an expert file into the slot `level` of `net`, whose base must be loaded already."""
     keys = _keys(net, level)
     state, meta, name = read_parts(source, "expert")
     check_meta(name, meta, {"level": level, **_made_for(net)})

@@ -37,7 +37,7 @@ _OURS = re.compile(r"pixel_mean|pixel_std|.*\.(experts|expert|hl_attn|class_atte
 
 
 def base_keys(net: Segmenter) -> list[str]:
-    """State-dict keys of `net` that SAM or H-SAM also has."""
+    """State-dict keys of `net` that SAM, SAM 2 or H-SAM also has."""
     return [key for key in net.state_dict() if not _OURS.match(key)]
 
 

@@ -136,7 +136,7 @@ class Block(nn.Module):
 
 
 class Features(NamedTuple):
-    """What a decoder gets of an image."""
+    """Features of an image for the mask decoder."""
 
     embedding: Tensor  # [B, C, S/16, S/16]
     skips: tuple[Tensor, ...] = ()  # SAM 2: the finer maps, [B, C, S/4, S/4] and [B, C, S/8, S/8]
@@ -153,7 +153,7 @@ class Encoder(nn.Module, ABC):
     embed_dim: int  # width of the tokens, of the first stage in Hiera
     num_heads: int  # likewise
     stages: tuple[int, ...]  # number of blocks in each stage, one stage in a ViT
-    taps: tuple[int, ...]  # four blocks whose tokens a U-Net decoder gets
+    taps: tuple[int, ...]  # four blocks whose tokens the U-Net decoder of the pixel expert takes
     tap_widths: tuple[int, ...]  # width of the tokens after each of them
     tap_strides: tuple[int, ...]  # and side of such a token in pixels
     distilled_width: int  # channels of `distilled`

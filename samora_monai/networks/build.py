@@ -19,7 +19,7 @@ from samora_monai.networks.segmenter import Segmenter
 from samora_monai.networks.trainable import set_trainable
 from samora_monai.settings import flag
 
-PIXEL_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)  # SAM's statistics, for images in [0, 1]
+PIXEL_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)  # of SAM and SAM 2, for images in [0, 1]
 PIXEL_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 
@@ -46,7 +46,7 @@ def build_segmenter(
         fusion_start: `"zero"` or `"random"`, see `HLAttn`.
         pixel_mean, pixel_std: statistics of images in [0, 1], stored with the weights; 0 and 1 for SAMed's files.
         embedding_noise: see `HierarchicalDecoder`.
-        gradient_checkpointing: see `ImageEncoder`.
+        gradient_checkpointing: see `Encoder`.
 
     Raises:
         InputError: an option does not exist, is out of range or contradicts another.

@@ -1,7 +1,7 @@
 """The options of a segmentation network.
 
 experts          fusion        system
-()               None          SAM itself; num_classes=4 gives its four mask tokens, see `Segmenter.predict_masks`
+()               None          SAM or SAM 2; num_classes=4 gives its four mask tokens, see `Segmenter.predict_masks`
 ("task",)        None          SAMed (https://arxiv.org/abs/2304.13785)
 LEVELS           "attention"   SAMora (ICCV 2025), HL-Attn on attention outputs
                  or "block"    HL-Attn on block outputs, the paper's equation
@@ -69,8 +69,8 @@ class SegmenterConfig:
         rank: rank of the experts.
         fusion: None adds the deltas of the experts; `"attention"` and `"block"` fuse them by HL-Attn, see `Block`.
         fusion_order: levels from the lowest to the highest; levels without an expert are skipped.
-        fusion_width: inner width of HL-Attn, in Hiera's first stage, from where it doubles with the width of the
-            tokens; None is the encoder's width, as in the paper.
+        fusion_width: inner width of HL-Attn; in Hiera that of the first stage, doubled in each later one. None is the
+            width of the tokens, as in the paper.
         decoder_rank: rank of experts in the decoder's transformer (SAMed_s), 0 for none.
         stage: output of the hierarchical decoder in evaluation: 3 the mean of both stages' logits, 2 the second alone.
         class_balanced_attention: the paper's CMAttn in the hierarchical decoder instead of the release's constant.
@@ -190,7 +190,7 @@ def _hiera_problems(sizes: Mapping[str, Any]) -> Iterator[str]:
     if any(side % 2 for side in sizes["window_spec"][:3]):
         yield f"encoder's window_spec is {sizes['window_spec']} but its first three sides must be even"
     if 8 % sizes["window_spec"][0]:
-        yield f"encoder's window_spec starts with {sizes['window_spec'][0]} but must with 2, 4 or 8"
+        yield f"encoder's window_spec starts with {sizes['window_spec'][0]} but must start with 2, 4 or 8"
     if firsts := {*accumulate(sizes["stages"][:-1])} & {*sizes["global_att_blocks"]}:
         yield f"encoder's global_att_blocks have {min(firsts)}, the first of a stage; choose later ones"
 

@@ -1,4 +1,4 @@
-"""Small layers that SAM's encoder and decoder share, under SAM's names (segment-anything, Apache-2.0)."""
+"""Small layers of the encoders and decoders, under the names of SAM and SAM 2 (both Apache-2.0)."""
 
 from __future__ import annotations
 

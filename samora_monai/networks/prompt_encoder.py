@@ -44,7 +44,7 @@ class PromptEncoder(nn.Module):
 
     Args:
         embed_dim, grid: width of the embeddings (256), and side G of the image embedding.
-        image_size: side of the padded network input; points and boxes are in its pixels.
+        image_size: side of the network's square input; points and boxes are in its pixels.
         num_point_embeddings: 4 in SAM, 11 in H-SAM, which uses none of them.
         corners_are_points: SAM 2's order: the corners of a box, the points, a padding point. SAM's is points, corners,
             and a padding point only without a box.
@@ -84,9 +84,9 @@ class PromptEncoder(nn.Module):
         """Encode n prompts, each any combination of points, boxes and masks.
 
         Args:
-            points: coordinates `[n, p, 2]` (x, y) in pixels of the padded input, and labels `[n, p]`
+            points: coordinates `[n, p, 2]` (x, y) in pixels of the network's input, and labels `[n, p]`
                 (1 foreground, 0 background, 2 and 3 the corners of a box, -1 ignored).
-            boxes: `[n, 4]` (x1, y1, x2, y2) in pixels of the padded input.
+            boxes: `[n, 4]` (x1, y1, x2, y2) in pixels of the network's input.
             masks: logits `[n, 1, 4 G, 4 G]`.
 
         Returns:

@@ -1,8 +1,9 @@
-"""SAM's two-way transformer: prompt and mask tokens attend to the image, and the image attends to them.
+"""The two-way transformer of SAM and SAM 2: prompt and mask tokens attend to the image, and the image attends to them.
 
 Source: segment-anything (https://arxiv.org/abs/2304.02643), Apache-2.0.
-Differs from SAM's code in: fused attention kernels; optional experts on the q and v projections (SAMed_s); the order of
-a block and a prior on its cross-attentions are arguments (H-SAM, https://arxiv.org/abs/2403.18271).
+Differs from SAM's code in: fused attention kernels; optional experts on the q and v projections (SAMed_s); these are
+arguments: the order of a block and a prior on its cross-attentions (H-SAM, https://arxiv.org/abs/2403.18271), and the
+MLP, whose parameters have other names in SAM 2.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from samora_monai.networks.experts import Expert
 from samora_monai.networks.layers import MLPBlock
 
-DEPTH, NUM_HEADS, MLP_DIM = 2, 8, 2048  # of every two-way transformer in SAM and H-SAM
+DEPTH, NUM_HEADS, MLP_DIM = 2, 8, 2048  # of every two-way transformer in SAM, SAM 2 and H-SAM
 
 
 def sam_mlp(dim: int) -> nn.Module:

@@ -83,7 +83,7 @@ class TokenPictures(ExpertPictures):
         rows = []
         for k, index in enumerate(case["slices"].tolist()):
             row = [Panel(upright(slices[k, 0]), f"slice {index}" if len(slices) > 1 else "picture", extent)]
-            for name, colors in zip(("with the patch expert", "SAM alone"), maps, strict=True):
+            for name, colors in zip(("with the patch expert", "without the expert"), maps, strict=True):
                 picture = upright(colors[k].movedim(-1, 0)).transpose(1, 2, 0)
                 row.append(Panel(picture, name if k == 0 else "", extent, smooth=False))
             rows.append(row)

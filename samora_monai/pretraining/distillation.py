@@ -2,7 +2,7 @@
 
     L = 1/n sum_i || F(x_i) - G(x_i) ||^2 / D        (F the frozen teacher, G the student, D the width of the target)
 
-The student is SAM's frozen encoder with one expert and one linear head, as in EfficientSAM
+The student is the frozen encoder of SAM or SAM 2 with one expert and one linear head, as in EfficientSAM
 (https://arxiv.org/abs/2312.00863); only the expert and the head are trained, and the head is discarded.
 
 Differs from the published formula in:
@@ -11,7 +11,8 @@ Differs from the published formula in:
 - the student's features are normalised in the same way before the head, because no norm follows SAM's last block, whose
   outputs are large.
 Differs from the research release in:
-- the student's features are those of the last block, where the experts act, not those of the neck;
+- the student's features on SAM are those of the last block, where the experts act, not those of the neck; on SAM 2,
+  whose last block has tokens of 32 pixels, they are the embedding of the neck;
 - tokens of student and teacher are compared at the same position, and the teacher has no random projection.
 """
 
@@ -55,7 +56,7 @@ class EncoderFeatures(nn.Module):
 
 
 class DistillationStudent(nn.Module):
-    """G(x): SAM's encoder with one expert, and one linear head to the teacher's width.
+    """G(x): the frozen encoder with one expert, and one linear head to the teacher's width.
 
     Args:
         segmenter: a network of `build_segmenter` with one expert and `train="experts"`.
