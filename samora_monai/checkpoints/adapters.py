@@ -10,7 +10,7 @@ from typing import Any
 
 from samora_monai.checkpoints.experts import base_sha256
 from samora_monai.checkpoints.files import LoadReport, Source, check_meta, copy_strictly, read_parts, write_parts
-from samora_monai.checkpoints.sam import base_keys, preset_name
+from samora_monai.checkpoints.sam import base_keys, preset_name, window_sides
 from samora_monai.networks.hl_attn import HLAttn
 from samora_monai.networks.segmenter import Segmenter
 
@@ -25,6 +25,7 @@ def _made_for(net: Segmenter) -> dict[str, Any]:
     encoder = net.image_encoder
     return {
         "preset": preset_name(net),
+        "windows": window_sides(net),
         "num_classes": net.num_classes,
         "experts": list(encoder.experts),
         "rank": encoder.rank if encoder.experts else None,

@@ -24,7 +24,7 @@ from samora_monai.checkpoints.files import (
     write_parts,
 )
 from samora_monai.checkpoints.model_settings import fields_of, read_json
-from samora_monai.checkpoints.sam import base_keys, preset_name
+from samora_monai.checkpoints.sam import base_keys, preset_name, window_sides
 from samora_monai.data.scaling import ScanScaling
 from samora_monai.errors import InputError
 from samora_monai.networks.config import PRESETS, SegmenterConfig
@@ -115,7 +115,8 @@ def _keys(net: Segmenter, level: str) -> dict[str, str]:
 
 
 def _made_for(net: Segmenter) -> dict[str, Any]:
-    return {"preset": preset_name(net), "rank": net.image_encoder.rank, "base_sha256": base_sha256(net)}
+    encoder = {"preset": preset_name(net), "windows": window_sides(net)}
+    return encoder | {"rank": net.image_encoder.rank, "base_sha256": base_sha256(net)}
 
 
 def save_expert(

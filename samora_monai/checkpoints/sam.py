@@ -68,6 +68,11 @@ def preset_name(net: Segmenter) -> str:
     return f"{encoder.describe()}, {encoder.num_heads} heads"
 
 
+def window_sides(net: Segmenter) -> list[int]:
+    """Side of the windows of each block, 0 for global attention, which no weight shows."""
+    return [block.attn.side for block in net.image_encoder.encoder_blocks()]
+
+
 def _preset_of(state: Mapping[str, Tensor]) -> str:
     """Name of the preset whose kind, width and depth a checkpoint has, or `"no known encoder"`."""
     depth = len({m[1] for key in state if (m := _BLOCK.match(key))})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from samora_monai.checkpoints import load_adapter, load_expert, save_adapter, sa
 from samora_monai.checkpoints.adapters import adapter_keys
 from samora_monai.networks import LEVELS
 from tests.checkpoints.test_experts import on_base, randomise_experts
-from tests.tiny import IDENTITY, image, randomise, refused, tiny, untouched
+from tests.tiny import IDENTITY, image, randomise, refused, tiny, tiny_sam2, untouched
 
 SAMORA: dict[str, Any] = {"experts": LEVELS, "fusion": "attention"}
 
@@ -100,3 +101,21 @@ def test_damage_is_refused(tmp_path):
     torch.save(content, tmp_path / "adapter.pt")
     with refused("adapter file 'adapter.pt' is damaged", "checksum"), untouched(net):
         load_adapter(net, tmp_path / "adapter.pt")
+
+
+def test_other_windows_on_equal_weights_are_refused(tmp_path):
+    """The weights of SAM 2 do not depend on the windows after the first stage."""
+    first, second = tiny_sam2(**SAMORA), tiny_sam2(**SAMORA, encoder={"window_spec": (4, 6, 6, 4)})
+    save_adapter(first, tmp_path / "adapter.pt")
+    save_expert(first, tmp_path / "expert.pt", "patch")
+    for load in (load_adapter, partial(load_expert, level="patch")):
+        with refused("windows [4, 4, 4, 6, 6, 0, 6, 6, 3]", "has [4, 4, 4, 6, 6, 0, 6, 6, 4]"), untouched(second):
+            load(second, tmp_path / ("adapter.pt" if load is load_adapter else "expert.pt"))
+
+
+def test_an_adapter_from_before_windows_were_noted_loads(tmp_path):
+    save_adapter(on_base(**SAMORA), tmp_path / "adapter.pt")
+    content = torch.load(tmp_path / "adapter.pt", weights_only=True)
+    meta = json.loads(content["meta"])
+    assert meta.pop("windows") == [3, 0]
+    assert load_adapter(on_base(**SAMORA), content | {"meta": json.dumps(meta)}).copied

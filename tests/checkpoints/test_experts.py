@@ -64,6 +64,7 @@ def test_meta_says_what_it_was_made_for(path):
         "targets": ["q", "v"],
         "blocks": 2,
         "preset": "ViT 32 wide, 2 deep, 2 heads",
+        "windows": [3, 0],
         "image_size": 64,
         "base_sha256": base_sha256(net),
         "base_sha256_before": None,
