@@ -97,7 +97,7 @@ def load_sam(net: Segmenter, source: Source) -> LoadReport:
     fitting: dict[str, Tensor] = {}
     for key, value in state.items():
         wanted = target.get(key)
-        memory = net.prefix and _MEMORY.match(key)
+        memory = net.sam2 and _MEMORY.match(key)
         if memory or (_PER_CLASS.match(key) and (wanted is None or wanted.shape != value.shape)):
             report.dropped.append(key)
             continue
@@ -111,7 +111,10 @@ def load_sam(net: Segmenter, source: Source) -> LoadReport:
         at_random |= {key for key in target if _HSAM.match(key)}
     report.kept = [key for key in target if key in at_random and key not in fitting]
     wanted_keys = [key for key in target if key not in at_random or key in fitting]
-    encoders = f"the network is {preset_name(net)}, the file is of {_preset_of(state)}"
-    copy_strictly(net, fitting, wanted_keys, name, f"{encoders}; give Meta's file of the same encoder")
+    own, theirs = preset_name(net), _preset_of(state)
+    remedy = f"the network is {own}, the file is of {theirs}; give Meta's file of the same encoder"
+    if own == theirs:
+        remedy = f"it is no complete file of {own}; get it again"
+    copy_strictly(net, fitting, wanted_keys, name, remedy)
     report.copied = [key for key in wanted_keys if key not in report.resized]
     return report

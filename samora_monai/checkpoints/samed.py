@@ -33,7 +33,7 @@ def _expert_keys(theirs: str, ours: str, blocks: int) -> dict[str, str]:
 def encoder_expert_keys(net: Segmenter, system: str) -> dict[str, str]:
     """Map the names in the files of `system` (SAMed or H-SAM) to ours, for the encoder, which must have one expert."""
     experts = net.image_encoder.experts
-    if net.prefix:
+    if net.sam2:
         raise InputError(f"{system}'s files are of SAM's encoder, but the network is SAM 2's; use an adapter file")
     if len(experts) != 1 or net.image_encoder.fusion:
         raise InputError(f"{system}'s files hold exactly one expert, but the network has {len(experts)}: {experts}")

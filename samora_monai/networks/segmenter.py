@@ -45,6 +45,7 @@ class Segmenter(StrictlyLoaded):
         sam2: bool = False,
     ) -> None:
         super().__init__()
+        self.sam2 = sam2
         self.prefix = "sam_" if sam2 else ""
         self.framing: Framing = Stretched() if sam2 else Padded()
         self.image_encoder = image_encoder
@@ -80,7 +81,7 @@ class Segmenter(StrictlyLoaded):
 
     def describe(self) -> str:
         """Describe the network in one line."""
-        decoder = f"{'SAM 2' if self.prefix else 'SAM'} decoder"
+        decoder = f"{'SAM 2' if self.sam2 else 'SAM'} decoder"
         if self.mask_decoder2 is not None:
             gate = " with class-balanced attention" if self.mask_decoder2.class_attention is not None else ""
             decoder = f"hierarchical decoder{gate}, stage {self.stage}"
