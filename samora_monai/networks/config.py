@@ -19,6 +19,7 @@ from typing import Any
 
 from samora_monai.errors import InputError
 from samora_monai.networks.experts import LEVELS
+from samora_monai.networks.hl_attn import inner_heads
 from samora_monai.settings import flag, is_whole
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -165,7 +166,7 @@ class SegmenterConfig:
         if self.fusion and self.fusion_width and self.is_sam2:
             dim, heads = self.encoder_sizes["embed_dim"], self.encoder_sizes["num_heads"]
             widths = [self.fusion_width * 2**stage for stage in range(4)]
-            if any(width % max(1, width * heads // dim) for width in widths):
+            if any(width % inner_heads(width, dim, heads) for width in widths):
                 given, choices = self.fusion_width, f"{dim}, {dim // 2} or {dim // 4}"
                 yield f"fusion_width is {given}, which some stage cannot divide into heads; choose {choices}"
 

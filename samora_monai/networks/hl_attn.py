@@ -44,6 +44,11 @@ class CrossAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v)
 
 
+def inner_heads(width: int, dim: int, num_heads: int) -> int:
+    """Heads of a cross-attention of inner width `width`: as wide as those of the block, at least one."""
+    return max(1, width * num_heads // dim)
+
+
 class HLAttn(nn.Module):
     """Fuse the contributions of L experts into one, from the lowest level upwards.
 
@@ -59,7 +64,7 @@ class HLAttn(nn.Module):
     ) -> None:
         super().__init__()
         width = width or dim
-        heads = max(1, width * num_heads // dim)
+        heads = inner_heads(width, dim, num_heads)
         if width % heads:
             raise InputError(f"fusion_width {width} is not a multiple of its {heads} heads; choose dim, dim/2 or dim/4")
         self.order = order
