@@ -12,7 +12,7 @@ from torch import nn
 from samora_monai.networks import LEVELS, Segmenter, build_segmenter
 from samora_monai.networks.two_way_transformer import TokenAttention
 from tests.networks import literal
-from tests.tiny import IDENTITY, TINY, image, randomise, refused, tiny
+from tests.tiny import IDENTITY, TINY, image, randomise, refused, tiny, tiny_sam2
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "sam": {"experts": ()},
@@ -85,8 +85,8 @@ def test_decoder_attention_with_expert_computes_w_plus_ba():
 
 
 def same_base(net: Segmenter, **settings) -> Segmenter:
-    """Another network with the weights of `net` wherever their keys agree."""
-    other = tiny(**settings)
+    """Another network of the same family with the weights of `net` wherever their keys agree."""
+    other = (tiny_sam2 if net.sam2 else tiny)(**settings)
     state = net.state_dict()
     other.load_state_dict({key: state.get(key, value) for key, value in other.state_dict().items()})
     return other.eval()
@@ -99,10 +99,11 @@ def reset_experts(net: Segmenter) -> None:
             nn.init.zeros_(parameter)
 
 
+@pytest.mark.parametrize("build", [tiny, tiny_sam2])
 @pytest.mark.parametrize("experts", [("task",), LEVELS])
 @torch.no_grad()
-def test_a_new_expert_changes_no_bit(experts):
-    net = tiny(experts=experts, decoder_rank=2).eval()
+def test_a_new_expert_changes_no_bit(experts, build):
+    net = build(experts=experts, decoder_rank=2).eval()
     reset_experts(net)
     sam = same_base(net, experts=())
     assert torch.equal(net(image(2, 1, 40, 50)), sam(image(2, 1, 40, 50)))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from samora_monai.networks import LEVELS, Segmenter
+from samora_monai.networks import LEVELS
 from tests.networks import literal_hiera
-from tests.networks.test_experts import FUSED, SYSTEMS, reset_experts
+from tests.networks.test_experts import FUSED, SYSTEMS, reset_experts, same_base
 from tests.tiny import HIERA, IDENTITY, image, refused, tiny_sam2
 
 # of each block: side of its windows, scale of width and heads, whether it pools
@@ -22,14 +22,6 @@ BLOCKS = [
     (6, 8, True), (3, 8, False),
 ]  # fmt: skip
 HL_ATTN: dict[str, Any] = {"experts": LEVELS, "fusion": "attention", "fusion_width": 8}
-
-
-def same_base(net: Segmenter, **settings: Any) -> Segmenter:
-    """Another network with the weights of `net` wherever their keys agree."""
-    other = tiny_sam2(**settings)
-    state = net.state_dict()
-    other.load_state_dict({key: state.get(key, value) for key, value in other.state_dict().items()})
-    return other.eval()
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -66,15 +58,6 @@ def test_an_expert_reaches_both_halves_of_q_and_v_where_the_width_doubles(target
     assert weight.shape == (32, 4)
     nn.init.normal_(weight[half])
     assert (net(x) - before).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("experts", [("task",), LEVELS])
-@torch.no_grad()
-def test_a_new_expert_changes_no_bit(experts):
-    net = tiny_sam2(experts=experts, decoder_rank=2).eval()
-    reset_experts(net)
-    sam = same_base(net, experts=())
-    assert torch.equal(net(image(2, 1, 40, 50)), sam(image(2, 1, 40, 50)))
 
 
 @pytest.mark.parametrize("name", FUSED)

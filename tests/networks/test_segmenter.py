@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from samora_monai.losses import build_loss
 from samora_monai.networks import LEVELS, SegmenterConfig, build_segmenter
 from samora_monai.networks.hl_attn import HLAttn
-from tests.tiny import IDENTITY, image, refused, tiny
+from tests.tiny import IDENTITY, image, refused, tiny, tiny_sam2
 
 # tensors, numbers, hash of the sorted lines "key shape" of Meta's files (the encoding's 256 numbers included)
 SAM_FILES = {
@@ -106,14 +106,15 @@ def test_every_size_and_class_count(image_size, num_classes, fusion):
     assert net.train()(x).shape == (2, num_classes, image_size // 4, image_size // 4)
 
 
+@pytest.mark.parametrize("build", [tiny, tiny_sam2])
 @pytest.mark.parametrize("fusion", [None, "attention", "block"])
-def test_gradients_under_bfloat16_point_where_those_in_float32_do(fusion):
+def test_gradients_under_bfloat16_point_where_those_in_float32_do(fusion, build):
     """The network pads windows with a parameter, which autocast leaves in float32 beside tokens in bfloat16."""
     experts = LEVELS if fusion else ("task",)
     label = (image(2, 1, 64, 64, seed=1) * 3).long()
     gradients = []
     for mixed in (False, True):
-        net = tiny(64, experts=experts, fusion=fusion, train="adapters+experts")
+        net = build(64, experts=experts, fusion=fusion, train="adapters+experts")
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             loss = build_loss("sam")(net(image(2, 1, 64, 64)), label)
         loss.backward()
