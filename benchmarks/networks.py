@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import own_peak_memory, training_step
-from samora_monai.networks import LEVELS, Segmenter, build_segmenter
+from samora_monai.networks import LEVELS, PRESETS, Segmenter, build_segmenter
 
-WIDTHS = {"vit_b": 768, "sam2_tiny": 96}  # of the bases, in the first stage
+BASES = ("vit_b", "sam2_tiny")
 SYSTEMS: dict[str, dict[str, Any]] = {
     "plain encoder": {"experts": ()},
     "one expert": {"experts": ("task",)},
@@ -31,7 +31,9 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 def build(system: str, image_size: int, device: str = "cpu", base: str = "vit_b") -> Segmenter:
     """A network with random weights in place of the zero-initialised ones too."""
     torch.manual_seed(0)
-    options = {name: WIDTHS[base] // 4 if value == "D/4" else value for name, value in SYSTEMS[system].items()}
+    options = {
+        name: PRESETS[base]["embed_dim"] // 4 if value == "D/4" else value for name, value in SYSTEMS[system].items()
+    }
     net = build_segmenter(base, image_size=image_size, num_classes=9, **options)
     for parameter in net.parameters():
         if not parameter.any():
@@ -55,7 +57,7 @@ def peak_memory(system: str, base: str = "vit_b", image_size: int = 224, batch: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("system", choices=SYSTEMS)
-    parser.add_argument("--base", choices=WIDTHS, default="vit_b")
+    parser.add_argument("--base", choices=BASES, default="vit_b")
     for name, default in (("image_size", 224), ("batch", 4), ("steps", 3), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
