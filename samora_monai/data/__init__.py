@@ -3,7 +3,7 @@
 from samora_monai.data.any_image import LoadUnlabeledd, ScaleUnlabeledd
 from samora_monai.data.classes import resolve_class_names
 from samora_monai.data.data_set import DataSet
-from samora_monai.data.datalist import Cases, find_cases, require_validation
+from samora_monai.data.datalist import Cases, find_cases, require_validation, volumes_of
 from samora_monai.data.label_files import SaveLabeld, check_output_dir
 from samora_monai.data.modality import check_modality
 from samora_monai.data.scaling import ScanScaling
@@ -32,4 +32,5 @@ __all__ = [
     "find_unlabeled",
     "require_validation",
     "resolve_class_names",
+    "volumes_of",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from monai.data import load_decathlon_datalist
 
-from samora_monai.data.scans import absolute, case_name, find_copy, find_scans, relative_case
+from samora_monai.data.scans import VOLUME_SUFFIXES, absolute, case_name, find_copy, find_scans, relative_case
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.settings import is_whole
 
@@ -90,6 +90,14 @@ def find_cases(
         modality=_modality(header),
         source=source,
     )
+
+
+def volumes_of(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
+    """List the unlabelled scans of a data set that can be segmented, without pictures and arrays; see `find_cases`."""
+    unlabeled = find_cases(dataset_dir).unlabeled
+    return [
+        case for case in unlabeled if case["image"].lower().endswith(VOLUME_SUFFIXES) or os.path.isdir(case["image"])
+    ]
 
 
 def has_lists(header: Mapping[str, Any]) -> bool:

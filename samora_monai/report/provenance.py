@@ -65,9 +65,10 @@ def command_line() -> str:
     program, *arguments = sys.argv
     is_bundle = Path(program).parts[-3:] == ("monai", "bundle", "__main__.py")
     words = ["python", "-m", "monai.bundle"] if is_bundle else [program]
-    return " ".join(_quoted(word) for word in [*words, *arguments])
+    return " ".join(quoted(word) for word in [*words, *arguments])
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
+    """Return a word of a command line, quoted for a shell."""
     # shlex would escape each quote of "['a','b']"
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
