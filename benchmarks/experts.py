@@ -3,8 +3,8 @@
     python -m benchmarks.experts DIR [--datalist dataset_4.json --modality MR --folder experts --base sam.pth]
 
 Trains both teachers and the three experts with the real bundles and the `tiny` presets, each in a process of its own,
-and prints one table for the teachers and one for the experts. Without --base, the stand-in base of the demo is trained
-first. Finished parts in the folder are not trained again, so that the same command continues a stopped run.
+and prints one table for the teachers and one for the experts. Without --base, the stand-in base of the few-shot study
+is trained first. Finished parts in the folder are not trained again, so that the same command continues a stopped run.
 
 Teachers: each slice of the held-out scans is matched with the most similar slice of the training scans (cosine
 similarity of centred features); the error is the distance of their positions, in percent of a scan's length. Chance is
@@ -25,11 +25,14 @@ import torch.nn.functional as F
 from monai.bundle import ConfigWorkflow, create_workflow
 from torch import Tensor, nn
 
-from benchmarks.fewshot.bundle_process import bundle_command, run_process
+from benchmarks.fewshot import run_process
+from benchmarks.fewshot.base import make_base
+from benchmarks.fewshot.budget import FULL
 from samora_monai.data import SliceDataset
-from samora_monai.demo import copy_bundle, make_base
 from samora_monai.networks import LEVELS
 from samora_monai.pictures.expert import without_experts
+from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
+from samora_monai.pipeline.record import Record
 from samora_monai.pretraining import MAETeacher, SimCLRTeacher
 
 TEACHERS: dict[str, dict[str, Any]] = {
@@ -45,12 +48,14 @@ EXPERTS: dict[str, dict[str, Any]] = {
 
 
 def run(bundle: Path, workflow: str, configs: list[str], settings: dict[str, Any], log: Path) -> None:
-    """Run a bundle, unless its log shows that a run was completed."""
-    if log.exists() and "100.0%" in log.read_text():
+    """Run a bundle, unless it was run with the same settings."""
+    record = Record(log.with_suffix(".json"), {name: str(value) for name, value in settings.items()})
+    if record.is_finished([log]):
         return
     log.unlink(missing_ok=True)  # of a run that was stopped
     print(f"{workflow} in {bundle}, see {log}", flush=True)
     run_process(bundle_command(bundle, workflow, configs, settings), log, os.cpu_count() or 1)
+    record.finish()
 
 
 def open_workflow(bundle: Path, config: str, settings: dict[str, Any]) -> ConfigWorkflow:
@@ -107,15 +112,15 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    base = args.base or folder / "base" / "models" / "model.pt"
-    if args.base is None and not base.exists():
-        base = make_base(folder)
+    base = args.base or make_base(folder / "base", FULL.base_steps, {})
     data = {"dataset_dir": args.dataset_dir, "datalist": args.datalist, "modality": args.modality}
     data["cache_dir"] = str(folder / "cache")
 
     teachers, experts = [], []
     for level in args.levels:
-        bundle = copy_bundle(f"samora_{level}_expert", folder / level)
+        bundle = folder / level
+        if not bundle.exists():
+            copy_bundle(f"samora_{level}_expert", bundle)
         settings = data | EXPERT | EXPERTS[level] | {"sam_checkpoint": base.absolute()}
         if level != "pixel":
             teaching = data | {"teacher_network": "tiny"} | TEACHERS[level]

@@ -17,9 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fewshot.bundle_process import HERE, bundle_command, copy_bundle, run_process
+from benchmarks.fewshot import HERE, run_process
 from benchmarks.fewshot.cell import read_scores
 from samora_monai.networks import PRESETS, build_segmenter
+from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
 
 UNET = "unet"
 COLUMNS = ["row", "data", "seed", "parameters", "image_size", "cpu_minutes", "steps", "step_cpu_seconds", "mean_dice"]

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fewshot.budget import FULL, STAND_INS
-from benchmarks.fewshot.bundle_process import HERE, bundle_command, copy_bundle, run_process
+from benchmarks.fewshot import HERE, run_process
+from benchmarks.fewshot.budget import BASES, FULL
 from benchmarks.fewshot.milestones import model_at
+from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
 from samora_monai.synthetic.shapes import write_shapes
 
 SETTINGS: dict[str, Any] = {"experts": [], "trainable": "all", "sam_checkpoint": "none"}
@@ -41,8 +42,8 @@ def make_base(
         folder: folder of the file and of its log.
         steps: batches of 16 pictures.
         machine: settings that do not change the result: `device`, `num_workers`.
-        encoder: a key of `STAND_INS`.
-        image_size: side of the input in pixels; None is the encoder's in `STAND_INS`.
+        encoder: a key of `BASES`.
+        image_size: side of the input in pixels; None is the encoder's in `BASES`.
         volumes: number of training volumes.
 
     Returns:
@@ -57,7 +58,7 @@ def make_base(
         shapes = Path(unfinished, "shapes")
         write_shapes(shapes, num_training=volumes)
         bundle = copy_bundle("samora_segmentation", Path(unfinished, "bundle"))
-        network = {"encoder": encoder} | STAND_INS[encoder] | ({"image_size": image_size} if image_size else {})
+        network = {"encoder": encoder} | BASES[encoder] | ({"image_size": image_size} if image_size else {})
         settings = {"dataset_dir": shapes, **network, **SETTINGS, **length, **machine}
         command = bundle_command(bundle, "training", ["train.yaml", HERE / "milestones.yaml"], settings)
         print(f"base: {steps} steps on textured shapes", flush=True)
@@ -71,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=FULL.base_steps, help=f"default {FULL.base_steps}")
-    parser.add_argument("--encoder", default="tiny", choices=list(STAND_INS), help="default tiny")
+    parser.add_argument("--encoder", default="tiny", choices=list(BASES), help="default tiny")
     parser.add_argument("--image_size", type=int, help="side of the input; default 112, or 128 for sam2_mini")
     parser.add_argument("--device", help="default: a GPU if there is one")
     args = parser.parse_args()

@@ -68,19 +68,8 @@ QUICK = Budget(
     batch_size=8,
 )
 
-# encoders of which base.py makes a base -> its settings
-STAND_INS = {
+# encoders of which base.py makes a base, the stand-ins of the recipes -> its settings
+BASES = {
     "tiny": {"image_size": 112, "learning_rate": 0.001},
     "sam2_mini": {"image_size": 128, "learning_rate": 0.002},
-}
-
-# False: the bundles' own settings, for SAM's weights; True: settings for the small stand-ins
-LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
-    False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}},
-    True: {
-        "fine-tuning": {"learning_rate": 0.001, "warmup": 20, "rank": 16},
-        "image_teacher": {"learning_rate": 0.001, "warmup": 20, "view_size": 96},
-        "patch_teacher": {"learning_rate": 0.002, "warmup": 20},
-        "expert": {"learning_rate": 0.003, "warmup": 20, "rank": 16},
-    },
 }

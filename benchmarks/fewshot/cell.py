@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from benchmarks.fewshot.budget import LEARNING, STAND_INS, Budget
-from benchmarks.fewshot.bundle_process import HERE, ROOT, bundle_command, copy_bundle, run_process
+from benchmarks.fewshot import HERE, ROOT, run_process
+from benchmarks.fewshot.budget import Budget
 from benchmarks.fewshot.grid import EPOCHS, Cell, all_rows
 from benchmarks.fewshot.milestones import model_at
-from benchmarks.fewshot.stage_one import StageOne, file_hash, settings_hash
+from benchmarks.fewshot.stage_one import StageOne
 from samora_monai.networks import LEVELS
+from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
+from samora_monai.pipeline.recipes import LEARNING, STAND_INS
+from samora_monai.pipeline.record import file_hash, settings_hash
 
 BUNDLE = "samora_segmentation"
 # results from before `train.yaml` had `@model` hold the hash of the same transforms with the second name

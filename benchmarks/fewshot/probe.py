@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from torch import Tensor
 
-from benchmarks.fewshot.budget import LEARNING, QUICK
+from benchmarks.fewshot.budget import QUICK
 from benchmarks.fewshot.grid import FEW
 from samora_monai.checkpoints import load_expert, load_sam
 from samora_monai.data import LoadCased, ScaleScand, ScanScaling, find_cases
 from samora_monai.errors import InputError
 from samora_monai.networks import LEVELS, build_segmenter
+from samora_monai.pipeline.recipes import LEARNING
 from samora_monai.pretraining import MAETeacher, read_teacher
 from samora_monai.pretraining.distillation import EncoderFeatures
 

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fewshot.base import make_base
-from benchmarks.fewshot.budget import FULL, QUICK, STAND_INS
-from benchmarks.fewshot.bundle_process import FailedRun
+from benchmarks.fewshot.budget import FULL, QUICK
 from benchmarks.fewshot.cell import Study, origin
 from benchmarks.fewshot.grid import FEW, QUICK_ROWS, SYSTEMS, Cell, all_rows, cells
 from benchmarks.fewshot.results import Results, written
@@ -31,6 +30,7 @@ from benchmarks.fewshot.stage_one import StageOne, clear_unfinished
 from samora_monai.data import find_cases
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, PRESETS
+from samora_monai.pipeline.recipes import STAND_INS
 
 QUICK_LABELED = (4,)
 PUBLIC = "public-teachers"
@@ -178,7 +178,7 @@ def main() -> None:
     try:
         check(args)
         run(args)
-    except (InputError, FailedRun) as error:
+    except InputError as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -12,8 +12,6 @@ random     not trained: see `random_experts.py`
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -23,13 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fewshot.budget import LEARNING, STAND_INS, Budget
-from benchmarks.fewshot.bundle_process import bundle_command, copy_bundle, run_process
-from samora_monai.checkpoints.files import file_sha256
+from benchmarks.fewshot import run_process
+from benchmarks.fewshot.budget import Budget
 from samora_monai.networks import LEVELS
+from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
+from samora_monai.pipeline.recipes import LEARNING, SMALL_DECODER, STAND_INS, TEACHER_NETWORKS
+from samora_monai.pipeline.record import Record, file_hash, settings_hash
 
 TAUGHT = ("image", "patch")
-PUBLIC_NETWORKS = {"image": "r50_2x_sk1", "patch": "vit_l"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class StageOne:
         """The expert file of one level."""
         variant = variant if level in TAUGHT else "trained"
         file = self.home / f"{level}_{variant}.pt"
-        if file.exists():
+        if self._record(file).is_finished([file]):
             return file
         stand_in = self.encoder in STAND_INS
         settings = {"encoder": self.encoder, "sam_checkpoint": self.base, "batch_size": self.budget.expert_batch_size}
@@ -102,13 +101,13 @@ class StageOne:
             settings |= {"teacher_network": self._network(level), "teacher_checkpoint": teacher}
             settings |= {"normalize_target": "false"} if variant == "raw" else {}
         elif stand_in:
-            settings["decoder_features"] = 8
+            settings |= SMALL_DECODER
         return self._make(file, level, "training", self.budget.expert_steps, settings, "expert_last.pt")
 
     def teacher(self, level: str) -> Path:
         """The trained teacher of one level."""
         file = self.home / f"{level}_teacher.pt"
-        if file.exists():
+        if self._record(file).is_finished([file]):
             return file
         settings = {"teacher_network": self._network(level), "batch_size": self.budget.teacher_batch_size}
         settings |= LEARNING[not self.public][f"{level}_teacher"]
@@ -117,12 +116,11 @@ class StageOne:
         return self._make(file, level, "teacher", steps, settings, "teacher.pt")
 
     def _network(self, level: str) -> str:
-        return PUBLIC_NETWORKS[level] if self.public else "tiny"
+        return TEACHER_NETWORKS[not self.public][level]
 
     def _make(self, file: Path, level: str, workflow: str, steps: int, settings: dict[str, Any], result: str) -> Path:
         """Run an expert bundle for one epoch of `steps` steps, which ends with a validation, and keep its result."""
         self.home.mkdir(parents=True, exist_ok=True)
-        (self.home / "settings.json").write_text(json.dumps(self.settings(), indent=1) + "\n")
         configs = ["train.yaml", "teacher.yaml"] if workflow == "teacher" else ["train.yaml"]
         settings = {"image_size": self.budget.expert_image_size} | settings
         length = {"epochs": 1, "train::trainer::epoch_length": steps, "lr_scheduler::max_iterations": steps}
@@ -133,17 +131,24 @@ class StageOne:
             usage = run_process(command, self.home / f"{file.stem}.log", self.threads)
             print(f"stage 1: {file.stem} took {usage}", flush=True)
             os.replace(bundle / "models" / result, file)
+        self._record(file).finish(seconds=round(usage.seconds, 1), memory_mb=round(usage.memory_mb))
         return file
+
+    def _record(self, file: Path) -> Record:
+        """What a file is made from, beside it: the settings of the folder, whose name is their hash."""
+        return Record(file.with_suffix(".json"), self.settings())
 
     def _random(self, seed: int) -> dict[str, Path]:
         files = {level: self.home / f"{level}_random_{seed}.pt" for level in LEVELS}
-        if not all(file.exists() for file in files.values()):
+        record = self._record(self.home / f"random_{seed}.pt")
+        if not record.is_finished(files.values()):
             trained = self.experts("trained", seed)
             script = "benchmarks.fewshot.random_experts"
             command = [sys.executable, "-m", script, str(self.base), self.encoder, str(seed)]
             for level in LEVELS:
                 command += [str(trained[level]), str(files[level])]
             run_process(command, self.home / f"random_{seed}.log", self.threads)
+            record.finish()
         return files
 
 
@@ -151,13 +156,3 @@ def clear_unfinished(folder: Path) -> None:
     """Remove the unfinished folders of killed runs."""
     for unfinished in folder.glob("**/running_*"):
         shutil.rmtree(unfinished, ignore_errors=True)  # a process that outlived its run may still write to it
-
-
-def settings_hash(settings: Any) -> str:
-    """The first 12 digits of the SHA-256 of settings as JSON."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def file_hash(path: Path) -> str:
-    """The first 12 digits of the SHA-256 of a file."""
-    return file_sha256(path)[:12]

@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def train(folder: Path, run: Path, compare: bool = False, dry_run: bool = False,
         InputError: see `plan` and `run_stages`.
     """
     folder, run = absolute(folder), _writable(run, folder)
-    made = _planned(folder, run, options)
+    made = _planned(folder, run, {**options, "compare": compare})
     stages = stages_of(made, run, compare)
     if dry_run:
         print((run / "plan.yaml").read_text(encoding="utf-8"))
@@ -189,8 +190,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--seed", type=int, default=0, help="default: 0")
         sub.add_argument("--device", help=_DEVICE)
         sub.add_argument("--jobs", type=int, help="runs at a time; default: as many as the machine has room for")
+        sub.add_argument("--compare", action="store_true", help="train SAMed too, for comparison")
         if word == "train":
-            sub.add_argument("--compare", action="store_true", help="train SAMed too, for comparison")
             sub.add_argument(
                 "--dry_run", action="store_true", help="print the plan and the commands, and train nothing"
             )
@@ -211,10 +212,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with a line on stderr and code 1 after a mistake, 130 after Ctrl-C."""
+    """Run the command line."""
     args = parse(sys.argv[1:] if arguments is None else arguments)
+    with exit_codes():
+        raise SystemExit(args.call(args))
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """End the process with one line and an exit code in place of a traceback: 1 after an error, 130 after a Ctrl-C."""
     try:
-        code = args.call(args)
+        yield
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
     except OSError as error:
@@ -224,7 +232,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nstopped; what is finished is kept, the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
-    raise SystemExit(code)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -238,7 +245,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    plan(args.folder, args.output, **_options(args))
+    plan(args.folder, args.output, compare=args.compare, **_options(args))
 
 
 def _first_line(call: Callable[..., Any]) -> str:

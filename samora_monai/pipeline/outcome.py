@@ -15,7 +15,8 @@ def outcome(stages: list[Stage], run: Path) -> str:
     """Text about the results of finished stages."""
     scorings = {SYSTEMS[stage.name]: stage for stage in stages if stage.name in SYSTEMS}
     samora = scorings["SAMora"]
-    lines = ["", dice_table({system: stage.results[0] for system, stage in scorings.items()})]
+    lines = ["", f"Dice, mean of {len(samora.scans) // 2} scans"]
+    lines.append(dice_table({system: stage.results[0] for system, stage in scorings.items()}))
     lines += [samora.note] if samora.note else []
     files = {"report": samora.results[1], "model": run / "samora" / "models" / "model.pt"}
     if stages[-1].name == "prediction":
@@ -32,14 +33,12 @@ def dice_table(summaries: dict[str, Path]) -> str:
         summaries: the `summary.csv` of an evaluation, by the name of the system.
     """
     rows: dict[str, dict[str, str]] = {}
-    count = ""
     for system, summary in summaries.items():
         with open(summary, newline="", encoding="utf-8") as file:
             table = {row["name"]: row for row in csv.DictReader(file)}
         rows[system] = {name: row["dice"] for name, row in table.items()}
-        count = table["mean"]["cases"]
     columns = list(next(iter(rows.values())))
-    lines = [f"Dice, mean of {count} scans" if count != "1" else "Dice of one scan", "  ".join([" " * 6, *columns])]
+    lines = ["  ".join([" " * 6, *columns])]
     for system, dice in rows.items():
         cells = (f"{float(dice[column] or 'nan'):{max(len(column), 5)}.3f}" for column in columns)
         lines.append("  ".join([f"{system:<6}", *cells]))

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ from samora_monai.errors import InputError
 from samora_monai.handlers.progress import duration
 from samora_monai.pipeline.bundle_process import FailedRun, Run, Usage, copy_bundle, shown
 from samora_monai.pipeline.plan import EXPERTS, TEACHERS
-from samora_monai.pipeline.progress import STARTUP, Screen, longest_path, position, progress_line, seconds_left
+from samora_monai.pipeline.progress import (
+    STARTUP,
+    Position,
+    Screen,
+    longest_path,
+    position,
+    progress_line,
+    seconds_left,
+)
 from samora_monai.pipeline.record import Record, settings_hash
 from samora_monai.pipeline.stages import Stage
 
@@ -25,7 +33,7 @@ _INTERVAL = 0.2  # seconds between two looks at the processes
 _SHOW = 1.0  # seconds between two progress lines
 _LEFTOVERS = 15.0  # seconds in which the processes of a killed pipeline end
 _LITTLE = 20 << 20  # bytes of free space with which nothing can be written any more
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
@@ -76,18 +84,19 @@ def _lives(process: str) -> bool:
 
 
 @contextlib.contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Raise `Stopped` when the process is told to end; a signal that is ignored, as by `nohup`, stays so."""
+def noted_signals() -> Iterator[list[int]]:
+    """Append the signals that tell the process to end to the list that is yielded, in place of their effect.
 
-    def stop(number: int, frame: Any) -> None:
-        raise Stopped
-
+    An exception that a handler raises while a process is started would be lost. A signal that is ignored, as by
+    `nohup`, stays so.
+    """
+    noted: list[int] = []
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
+            signal.signal(number, lambda number, frame: noted.append(number))
     try:
-        yield
+        yield noted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -126,12 +135,13 @@ def run_stages(stages: Sequence[Stage], run: Path, jobs: int = 1, threads: int |
         InputError: a stage failed, its cause and log are named; another pipeline works in the folder.
         KeyboardInterrupt: the pipeline was told to end; its processes have ended.
     """
-    with stopped_by_signals(), alone_in(run) as lock:
+    with alone_in(run) as lock:
         runner = _Runner(stages, run, max(jobs, 1), threads, lock)
-        try:
-            runner.run()
-        finally:
-            runner.end()
+        with noted_signals() as signals:
+            try:
+                runner.run(signals)
+            finally:
+                runner.end()
 
 
 class _Runner:
@@ -147,11 +157,13 @@ class _Runner:
         self.screen = Screen()
         self.priority = longest_path(stages, {stage.name: stage.work for stage in stages})
 
-    def run(self) -> None:
+    def run(self, signals: Sequence[int]) -> None:
         if finished := self.total - len(self.todo):
             self.screen.say(f"{finished} of {self.total} stages were finished earlier")
         looked = 0.0
         while self.todo:
+            if signals:
+                raise Stopped
             self._start_ready()
             self._collect()
             if time.monotonic() - looked > _SHOW and self.running:
@@ -162,13 +174,10 @@ class _Runner:
         self.screen.clear()
 
     def end(self) -> None:
-        """End the processes that run, whatever signals arrive meanwhile."""
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *_SIGNALS)}
+        """End the processes that run."""
         self.screen.clear()
         for process in self.running.values():
             process.end()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     def _start_ready(self) -> None:
         waiting = {stage.name for stage in self.todo}
@@ -232,7 +241,7 @@ class _Runner:
         self.todo.remove(stage)
         if usage is not None and stage.work and stage.name not in self.resumed:
             self.measured[stage.name] = max(usage.seconds - STARTUP, 1.0) / stage.work
-        left = seconds_left(self.todo, self.measured, {}, self.jobs) if self.todo else None
+        left = self._seconds_left(self._positions()) if self.todo else None
         took = "was complete" if usage is None else f"took {duration(usage.seconds)}"
         end = f", left about {duration(left)}" if left is not None else ""
         self.screen.say(f"[{self.numbers[stage.name]}/{self.total}] {stage.name} {took}{end}")
@@ -246,11 +255,16 @@ class _Runner:
         )
 
     def _show(self) -> None:
-        now = time.monotonic()
-        at = {name: position(process.log, now - process.start) for name, process in self.running.items()}
-        left = seconds_left(self.todo, self.measured, at, self.jobs)
+        at = self._positions()
         numbers = [self.numbers[name] for name in self.running]
-        self.screen.show(progress_line(numbers, self.total, at, left, self.screen.width))
+        self.screen.show(progress_line(numbers, self.total, at, self._seconds_left(at), self.screen.width))
+
+    def _positions(self) -> dict[str, Position]:
+        now = time.monotonic()
+        return {name: position(process.log, now - process.start) for name, process in self.running.items()}
+
+    def _seconds_left(self, at: Mapping[str, Position]) -> float | None:
+        return seconds_left(self.todo, self.measured, at, self.jobs)
 
     def _log(self, stage: Stage) -> Path:
         return self.run_folder / "logs" / f"{stage.name}.log"

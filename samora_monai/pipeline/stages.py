@@ -175,7 +175,7 @@ class _Makers:
         scored = cases.validation or cases.training
         scorings: dict[str, str] = {}
         if not cases.validation:
-            settings |= _NO_VALIDATION
+            settings = {**_NO_VALIDATION, **settings}
             scorings = _NO_VALIDATION
             note = "no scans for validation: the figures are of the training scans, on other scans they will be lower"
         machine = self.machine("device", "amp", "num_workers", "slices_per_pass")

@@ -33,7 +33,7 @@ def report_page(
         summaries: one for each foreground class, and last their mean.
         class_names: in the order of the label values, background first.
         shown_cases: from top to bottom.
-        facts, settings: of the run and of the model, by name.
+        facts, settings: of the run and of the model, by name; a fact `Note` is shown above the results too.
     """
     total = summaries[-1]
     unranked = ", ".join(name for name, rows in cases.items() if np.isnan(mean_dice(rows)))
@@ -42,6 +42,7 @@ def report_page(
         num_cases=f"{len(cases)} {'case' if len(cases) == 1 else 'cases'}",
         num_classes=f"{len(class_names) - 1} {'class' if len(class_names) == 2 else 'classes'}",
         evaluated=text(facts.get("Evaluated", "")),
+        note=f'<p class="purpose">{text(facts["Note"])}</p>' if "Note" in facts else "",
         cases=len(cases),
         mean_dice=number(total.means["dice"], 3),
         mean_hd95=number(total.means["hd95_mm"], 1),

@@ -20,6 +20,8 @@ from samora_monai.checkpoints.files import file_sha256
 from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.data.datalist import Cases
 
+# above the results of scans that a model has seen
+TRAINING_SCANS = "These are the scans that the model was trained on. On other scans it will do worse."
 DATE = "%Y-%m-%d %H:%M:%S %z"
 
 
@@ -28,7 +30,7 @@ class Provenance:
     """The inputs of an evaluation.
 
     Args:
-        cases: the scans; those of `validation` are evaluated.
+        cases: the scans; those of `validation` are evaluated, or those of `training` if there are none.
         checkpoint: the weight file.
         model: settings of the model, as this run uses them.
         device: the device of the network.
@@ -45,10 +47,13 @@ class Provenance:
         device = torch.device(self.device)
         hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         count = idist.get_world_size()
+        held_out = self.cases.validation
+        scans = f"{len(held_out)} (validation)" if held_out else f"{len(self.cases.training)} (training)"
         return {
             "Evaluated": time.strftime(DATE),
             "Data set": self.cases.source,
-            "Scans": f"{len(self.cases.validation)} (validation)",
+            "Scans": scans,
+            **({} if held_out else {"Note": TRAINING_SCANS}),
             "Checkpoint": os.path.abspath(file),
             "Checkpoint written": time.strftime(DATE, time.localtime(file.stat().st_mtime)),
             "Checkpoint SHA-256": file_sha256(file),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from samora_monai.pipeline.record import settings_hash
 from samora_monai.pipeline.stages import Stage
 
 # trains for some epochs, each of which adds a line to the result; a last checkpoint is a copy of a prepared one
@@ -29,7 +30,7 @@ def write(path, content):
 for epoch in range(done + 1, int(epochs) + 1):
     time.sleep(float(seconds))
     lines.append(f'{text} {epoch}')
-    print(f'epoch {epoch}/{epochs}  {100 * epoch / int(epochs):.1f}%  loss 0.5  lr 1e-3  3 slices/s  ETA 00:00:01', flush=True)
+    print(f'epoch {epoch}/{epochs}  {100 * epoch / int(epochs):.1f}%  loss 0.5  ETA 00:00:01', flush=True)
     write(model, '\\n'.join(lines).encode())
     write(last, states[epoch - 1])
 """
@@ -46,12 +47,12 @@ result.write_text('+'.join(source.read_text() for source in sources))
 class ScriptStage(Stage):
     """A stage whose command is a script."""
 
-    script: str = ""
+    script: Path = Path()
     arguments: tuple[str, ...] = ()
 
     def command(self, resume: bool = False) -> list[str]:
         words = [*self.arguments, str(resume)] if self.last else [*self.arguments]
-        return [sys.executable, "-c", self.script, *words]
+        return [sys.executable, str(self.script), *words]
 
 
 MakeStages = Callable[..., list[Stage]]
@@ -81,6 +82,11 @@ def make_stages(scan: Path, prepared: Path) -> MakeStages:
     def make(
         run: Path, epochs: int = 3, seconds: float = 0.0, script: str = TRAINING, **settings: object
     ) -> list[Stage]:
+        def written(text: str) -> Path:
+            file = prepared / f"{settings_hash(text)}.py"
+            file.write_text(text)
+            return file
+
         def training(name: str, folder: Path, needs: tuple[str, ...]) -> Stage:
             own = {"epochs": epochs} | (settings if name == "fine_tuning" else {})
             return ScriptStage(
@@ -96,7 +102,7 @@ def make_stages(scan: Path, prepared: Path) -> MakeStages:
                 results=(folder / "models" / "model.pt",),
                 last=folder / "eval" / "last.pt",
                 work=float(epochs),
-                script=script,
+                script=written(script),
                 arguments=(str(folder), str(epochs), str(seconds), name, str(prepared)),
             )
 
@@ -115,7 +121,7 @@ def make_stages(scan: Path, prepared: Path) -> MakeStages:
             scans=(str(scan),),
             results=(result,),
             work=1.0,
-            script=SCORING,
+            script=written(SCORING),
             arguments=(str(result), str(expert.results[0]), str(tuning.results[0])),
         )
         return [expert, tuning, evaluation]

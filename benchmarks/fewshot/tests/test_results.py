@@ -12,9 +12,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from benchmarks.fewshot import grid, table
+from benchmarks.fewshot import HERE, grid, table
 from benchmarks.fewshot.budget import QUICK, Budget
-from benchmarks.fewshot.bundle_process import HERE
 from benchmarks.fewshot.cell import read_scores
 from benchmarks.fewshot.results import Results, key_of, read_rows
 from benchmarks.fewshot.spread import estimate

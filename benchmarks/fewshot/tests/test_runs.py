@@ -13,12 +13,12 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
-from benchmarks.fewshot import grid, run, stage_one
+from benchmarks.fewshot import HERE, ROOT, grid, run, run_process, stage_one
 from benchmarks.fewshot.budget import FULL, QUICK, Budget
-from benchmarks.fewshot.bundle_process import HERE, ROOT, FailedRun, Usage, bundle_command, copy_bundle, run_process
 from benchmarks.fewshot.stage_one import clear_unfinished
 from benchmarks.fewshot.tests.conftest import MakeStudy
 from samora_monai.networks import build_segmenter
+from samora_monai.pipeline.bundle_process import FailedRun, Usage, bundle_command, copy_bundle
 from tests.tiny import refused
 
 
@@ -162,7 +162,7 @@ def test_experts_are_made_once(tmp_path: Path, make_study: MakeStudy, monkeypatc
             assert is_setting(config.get(), key.removeprefix("--")), (log.stem, key)
         models = Path(settings["--bundle_root"], "models")
         models.mkdir()
-        (models / ("teacher.pt" if "teacher" in files[-1] else "expert_last.pt")).write_text(log.stem)
+        (models / ("teacher.pt" if "teacher.yaml" in command[6] else "expert_last.pt")).write_text(log.stem)
         assert log.stem not in runs
         runs[log.stem] = settings
         return Usage(0, 0, 0)
