@@ -112,7 +112,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    base = args.base or make_base(folder / "base", FULL.base_steps, {})
+    base = args.base or make_base(folder / "base", [FULL.base_steps], {})
     data = {"dataset_dir": args.dataset_dir, "datalist": args.datalist, "modality": args.modality}
     data["cache_dir"] = str(folder / "cache")
 

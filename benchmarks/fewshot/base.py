@@ -1,49 +1,54 @@
-"""The stand-in for SAM or SAM 2 where weights are not available: `tiny` or `sam2_mini`, trained on textured shapes.
+"""The stand-in for SAM or SAM 2 where weights are not available: `tiny` or `sam2_mini`, trained on imaginary creatures.
 
-    python -m benchmarks.fewshot.base FOLDER [--encoder sam2_mini --image_size 128 --steps 3200 --device cpu]
+    python -m benchmarks.fewshot.base FOLDER [--encoder sam2_mini --steps 1200 --image_size 128 --device cpu]
 
-The segmentation bundle trains encoder and decoder from random weights to segment five kinds of outlines
-(`samora_monai.synthetic.shapes`) without prompts. The pictures contain no anatomy. By default the input is 112 or
-128 pixels wide, a quarter of the work of 224; a larger network resizes SAM's weights as SAMed resizes Meta's 1024 ones,
-SAM 2's fit every size. Writes FOLDER/base.pt.
+The segmentation bundle trains encoder and decoder from random weights to segment the organs of
+`samora_monai.synthetic.creatures` without prompts, first in small pictures, then in larger ones. No picture contains
+real anatomy. Writes FOLDER/base.pt: float16, with SAM's four mask tokens. Without options this makes the file that the
+package ships (samora_monai/weights/tiny.pt).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fewshot import HERE, run_process
-from benchmarks.fewshot.budget import BASES, FULL
-from benchmarks.fewshot.milestones import model_at
-from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
-from samora_monai.synthetic.shapes import write_shapes
+import torch
+from torch import Tensor
 
-SETTINGS: dict[str, Any] = {"experts": [], "trainable": "all", "sam_checkpoint": "none"}
-SETTINGS |= {"batch_size": 16, "warmup": 100, "epochs": 1, "val_interval": 1}
-VOLUMES = 96  # of 24 pictures each
+from benchmarks.fewshot import run_process
+from benchmarks.fewshot.budget import BASES
+from samora_monai.checkpoints.files import write_checkpoint
+from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
+from samora_monai.synthetic.creatures import write_creatures
+
+SETTINGS: dict[str, Any] = {"experts": [], "trainable": "all", "batch_size": 16, "warmup": 100, "val_interval": 1}
+VOLUMES = 240  # of 24 pictures each
+EPOCHS = 10  # validations of each part
+MASK_TOKENS = 4  # of SAM; load_sam takes over no others
 
 
 def make_base(
     folder: Path,
-    steps: int,
+    steps: Sequence[int],
     machine: Mapping[str, Any],
     encoder: str = "tiny",
-    image_size: int | None = None,
+    sizes: Sequence[int] | None = None,
     volumes: int = VOLUMES,
 ) -> Path:
     """Train the base unless its file exists.
 
     Args:
-        folder: folder of the file and of its log.
-        steps: batches of 16 pictures.
+        folder: folder of the file and of its logs.
+        steps: batches of 16 pictures in each part of the training, multiples of 10.
         machine: settings that do not change the result: `device`, `num_workers`.
         encoder: a key of `BASES`.
-        image_size: side of the input in pixels; None is the encoder's in `BASES`.
+        sizes: side of the input in each part, in pixels; None is the encoder's first in `BASES` for each.
         volumes: number of training volumes.
 
     Returns:
@@ -53,31 +58,50 @@ def make_base(
     if file.exists():
         return file
     folder.mkdir(parents=True, exist_ok=True)
-    length = {"milestones": [1], "train::trainer::epoch_length": steps, "lr_scheduler::max_iterations": steps}
+    sizes = sizes or BASES[encoder]["image_size"][: len(steps)]
     with tempfile.TemporaryDirectory(dir=folder, prefix="running_") as unfinished:
-        shapes = Path(unfinished, "shapes")
-        write_shapes(shapes, num_training=volumes)
-        bundle = copy_bundle("samora_segmentation", Path(unfinished, "bundle"))
-        network = {"encoder": encoder} | BASES[encoder] | ({"image_size": image_size} if image_size else {})
-        settings = {"dataset_dir": shapes, **network, **SETTINGS, **length, **machine}
-        command = bundle_command(bundle, "training", ["train.yaml", HERE / "milestones.yaml"], settings)
-        print(f"base: {steps} steps on textured shapes", flush=True)
-        usage = run_process(command, folder / "base.log", os.cpu_count() or 1)
-        print(f"base: took {usage}", flush=True)
-        os.replace(model_at(bundle / "models" / "model.pt", 1), file)
+        pictures = Path(unfinished, "pictures")
+        write_creatures(pictures, num_training=volumes, side=max(sizes))
+        start: Path | str = "none"
+        for part, (number, size) in enumerate(zip(steps, sizes, strict=True), 1):
+            bundle = copy_bundle("samora_segmentation", Path(unfinished, f"bundle_{part}"))
+            length = {"epochs": EPOCHS, "train::trainer::epoch_length": number // EPOCHS}
+            length |= {"lr_scheduler::max_iterations": number}
+            network = {"encoder": encoder, "sam_checkpoint": start, "image_size": size}
+            network["learning_rate"] = BASES[encoder]["learning_rate"]
+            settings = {"dataset_dir": pictures, **network, **SETTINGS, **length, **machine}
+            command = bundle_command(bundle, "training", ["train.yaml"], settings)
+            print(f"base: {number} steps at {size} pixels", flush=True)
+            print(f"base: took {run_process(command, folder / f'base_{size}.log', os.cpu_count() or 1)}", flush=True)
+            start = bundle / "models" / "model.pt"
+        write_checkpoint(for_shipping(torch.load(start, weights_only=True)), file)
     return file
+
+
+def for_shipping(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The base of a model in float16, with the mask tokens and hypernetworks of SAM's number."""
+    kept = {}
+    for key, value in state.items():
+        per_class = re.search(r"output_hypernetworks_mlps\.(\d+)\.", key)
+        if key in ("pixel_mean", "pixel_std") or (per_class and int(per_class[1]) >= MASK_TOKENS):
+            continue
+        if "mask_tokens" in key or "iou_prediction_head.layers.2" in key:
+            value = value[:MASK_TOKENS]
+        kept[key] = value.to(torch.float16).clone()
+    return kept
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=FULL.base_steps, help=f"default {FULL.base_steps}")
+    parser.add_argument("--steps", type=int, nargs="+", help="of each part; default: budget.py")
     parser.add_argument("--encoder", default="tiny", choices=list(BASES), help="default tiny")
-    parser.add_argument("--image_size", type=int, help="side of the input; default 112, or 128 for sam2_mini")
+    parser.add_argument("--image_size", type=int, nargs="+", help="side of the input in each part; default: budget.py")
     parser.add_argument("--device", help="default: a GPU if there is one")
     args = parser.parse_args()
     machine = {"device": args.device} if args.device else {}
-    print(make_base(args.folder.absolute(), args.steps, machine, args.encoder, args.image_size))
+    steps = args.steps or BASES[args.encoder]["steps"]
+    print(make_base(args.folder.absolute(), steps, machine, args.encoder, args.image_size))
 
 
 if __name__ == "__main__":

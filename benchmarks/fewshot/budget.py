@@ -68,8 +68,8 @@ QUICK = Budget(
     batch_size=8,
 )
 
-# encoders of which base.py makes a base, the stand-ins of the recipes -> its settings
-BASES = {
-    "tiny": {"image_size": 112, "learning_rate": 0.001},
-    "sam2_mini": {"image_size": 128, "learning_rate": 0.002},
+# encoders of which base.py makes a base, the stand-ins of the recipes -> its settings; sides and steps of each part
+BASES: dict[str, dict[str, Any]] = {
+    "tiny": {"image_size": (112, 160), "steps": (5000, 2500), "learning_rate": 0.001},
+    "sam2_mini": {"image_size": (96, 128), "steps": (5000, 2500), "learning_rate": 0.002},
 }

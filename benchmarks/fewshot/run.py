@@ -157,7 +157,8 @@ def run(args: argparse.Namespace) -> None:
         args.rows.remove(PUBLIC)
     with alone_in(folder):
         base = args.base and args.base.absolute()
-        base = base or make_base(folder / "base", budget.base_steps, machine, args.encoder, args.image_size)
+        sizes = [args.image_size] if args.image_size else None
+        base = base or make_base(folder / "base", [budget.base_steps], machine, args.encoder, sizes)
         stage_one = StageOne(folder / "stage1", base, args.encoder, data, budget, public, machine, threads)
         study, results = Study(folder, stage_one, budget), Results(folder / "results.csv")
         grid = list(cells(args.rows, args.labeled, args.seeds, args.encoder, args.few))
