@@ -15,7 +15,7 @@ import ignite.distributed as idist
 from samora_monai.checkpoints import LoadReport, load_expert, load_hsam, load_model, load_sam, load_samed
 from samora_monai.checkpoints.files import copy_strictly, read_state
 from samora_monai.checkpoints.sam import preset_name
-from samora_monai.download import CHECKPOINTS
+from samora_monai.download import CHECKPOINTS, STAND_IN
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
 from samora_monai.pretraining import DenoisingStudent, read_teacher
@@ -24,7 +24,7 @@ from samora_monai.settings import file_or_none
 
 logger = logging.getLogger(__name__)
 
-GET_ALL = "all files of Meta with 'python -m monai.bundle download_large_files --bundle_path .'"
+GET_SAM = "SAM's vit_b with 'python -m monai.bundle download_large_files --bundle_path .'"
 HOW_TO_TRAIN = "train it with 'python -m monai.bundle run training --config_file configs/train.yaml --dataset_dir DIR'"
 FROM_SCRATCH = ", or train from scratch with --sam_checkpoint none --trainable all"
 
@@ -124,8 +124,9 @@ def how_to_get_sam(net: Segmenter) -> str:
     preset = preset_name(net)
     if preset in CHECKPOINTS:
         one = f"python -m samora_monai.download {preset}"
-        return f"download {CHECKPOINTS[preset]} with '{one}' ({GET_ALL}) or give --sam_checkpoint FILE"
-    return f"give --sam_checkpoint FILE of this encoder ({preset}), or download {GET_ALL} for another one"
+        return f"download {CHECKPOINTS[preset].file} with '{one}' ({GET_SAM}) or give --sam_checkpoint FILE"
+    shipped = f", get the shipped one with 'python -m samora_monai.download {STAND_IN}'" if preset == STAND_IN else ""
+    return f"give --sam_checkpoint FILE of this encoder ({preset}){shipped}, or take another encoder and get {GET_SAM}"
 
 
 def _load_sam(net: Segmenter, sam: str, otherwise: str = "") -> LoadReport:

@@ -19,7 +19,7 @@ from monai.utils.enums import BundleProperty, BundlePropertyConfig
 
 from samora_monai import __version__
 from samora_monai.checkpoints import ModelSettings
-from samora_monai.networks import PRESETS
+from samora_monai.download import CHECKPOINTS
 from tests.bundles.command_line import BUNDLES, CONFIGS, FAST, Bundle, CommandLine
 from tests.bundles.config_files import config, strings
 from tests.bundles.conftest import Trained
@@ -138,23 +138,14 @@ def test_network_is_as_the_metadata_says(bundle: str, command_line: CommandLine,
 
 
 @pytest.mark.parametrize("bundle", ALL_BUNDLES)
-def test_weights_to_download_are_hashed(bundle: str):
-    """Every published file of SAM, SAM 2.1 and SAM 2.0, in this order, that of the default encoder first."""
-    content = yaml.safe_load((BUNDLES / bundle / "large_files.yml").read_text())
-    server, sam2 = "https://dl.fbaipublicfiles.com", [name for name in PRESETS if name.startswith("sam2_")]
-    published = [(f"sam_{name}_", f"{server}/segment_anything") for name in ("vit_b", "vit_l", "vit_h")]
-    for version, date in (("2.1", "092824"), ("2", "072824")):
-        names = [name.removeprefix("sam2_") for name in sam2 if name != "sam2_mini"]
-        published += [(f"sam{version}_hiera_{name}.pt", f"{server}/segment_anything_2/{date}") for name in names]
-    assert len(content["large_files"]) == len(published) == 11
-    for entry, (start, url) in zip(content["large_files"], published, strict=True):
-        assert set(entry) == {"path", "url", "hash_val", "hash_type"}
-        assert entry["path"].startswith(f"models/{start}")
-        assert entry["url"] == f"{url}/{Path(entry['path']).name}"
-        assert entry["hash_type"] == "sha256" and re.fullmatch("[0-9a-f]{64}", entry["hash_val"])
-    assert len({entry["hash_val"] for entry in content["large_files"]}) == len(published)
-    default = config("train.yaml", source=BUNDLES / bundle)["sam_checkpoint"]
-    assert default == f"$@bundle_root + '/{content['large_files'][0]['path']}'"
+def test_only_the_default_base_is_downloaded(bundle: str):
+    """With the URL and the hash of the table that the other files come from."""
+    (entry,) = yaml.safe_load((BUNDLES / bundle / "large_files.yml").read_text())["large_files"]
+    base = CHECKPOINTS[config("train.yaml", source=BUNDLES / bundle)["encoder"]]
+    path = f"models/{base.file}"
+    assert entry == {"path": path, "url": base.url, "hash_val": base.sha256, "hash_type": "sha256"}
+    assert base.size == 375_042_383
+    assert config("train.yaml", source=BUNDLES / bundle)["sam_checkpoint"] == f"$@bundle_root + '/{path}'"
 
 
 @pytest.mark.parametrize(("bundle", "name"), ALL_CONFIGS)

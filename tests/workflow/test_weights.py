@@ -116,6 +116,21 @@ def test_sam_is_not_there():
         load_pretrained(net, "sam.pth")
 
 
+@pytest.mark.parametrize(
+    ("encoder", "image_size", "words"),
+    [
+        ("vit_b", 64, "download sam_vit_b_01ec64.pth with 'python -m samora_monai.download vit_b' ("),
+        ("sam2_mini", 64, "(sam2_mini), get the shipped one with 'python -m samora_monai.download sam2_mini', or"),
+        ("tiny", 64, "give --sam_checkpoint FILE of this encoder (tiny), or take another encoder and get SAM's vit_b"),
+    ],
+)
+def test_where_the_base_of_an_encoder_comes_from(encoder: str, image_size: int, words: str):
+    with torch.device("meta"):
+        net = build_segmenter(encoder, image_size=image_size)
+    with refused("no SAM checkpoint 'sam.pth'", words, "download_large_files", error=MissingFileError):
+        load_pretrained(net, "sam.pth")
+
+
 def test_a_fused_expert_has_no_file(sam: str, experts: dict[str, str]):
     net = build(experts=LEVELS, fusion="block")
     with refused("'image' has no file", "--image_expert FILE", "fewer levels in --experts"):
