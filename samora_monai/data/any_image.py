@@ -1,7 +1,8 @@
 """Reading and scaling unlabelled images of any format: MONAI dictionary transforms.
 
 Volumes and pictures are returned with the same axes, so that they can be mixed: slices along the last axis, and the
-others in the order of RAS where the file states its geometry. A picture is taken for a slice in radiological display, with the patient's right on its left and the front on top.
+others in the order of RAS where the file states its geometry. A picture is taken for a slice in radiological display,
+with the patient's right on its left and the front on top.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and
 class LoadUnlabeledd(MapTransform):
     """Read a file of any of `unlabeled.FORMATS`, or the folder of a DICOM series, as one checked volume.
 
-    NIfTI, MHA, NRRD and DICOM are reoriented to RAS, then `slice_axis` is moved to the end. PNG and JPEG become one slice, TIFF one slice for each page;
-    colours become their luminance, transparency is ignored. Arrays of npy, npz and HDF5 have no geometry: their axes
-    keep their order, except that the slice axis is moved to the end.
+    NIfTI, MHA, NRRD and DICOM are reoriented to RAS, then `slice_axis` is moved to the end. PNG and JPEG become one
+    slice, TIFF one slice for each page; colours become their luminance, transparency is ignored. Arrays of npy, npz and
+    HDF5 have no geometry: their axes keep their order, except that the slice axis is moved to the end.
 
     Args:
         keys: keys that hold a path.
