@@ -43,12 +43,13 @@ _BESIDE = "labels beside the scans, as a_seg.nii.gz or labels/a.nii.gz for a.nii
 Key = tuple[tuple[str, ...], tuple[str, ...]]  # folders and words of a name, without those for image or label
 
 
-def find_folder(folder: Path, results: Path | None = None) -> Cases:
+def find_folder(folder: Path, results: Path | None = None, need_labels: bool = True) -> Cases:
     """Find the labelled and the unlabelled scans of a folder.
 
     Args:
         folder: the folder, or a datalist.
         results: folder of results that is not searched.
+        need_labels: whether to refuse a folder without a labelled scan.
 
     Returns:
         the scans, absolute. `validation` is empty unless the folder says which scans to hold out; `unlabeled` holds
@@ -60,6 +61,11 @@ def find_folder(folder: Path, results: Path | None = None) -> Cases:
             or a scan that is listed twice.
     """
     root = absolute(folder)
+    cases = _find(root, results)
+    return _require_labels(cases) if need_labels else cases
+
+
+def _find(root: Path, results: Path | None) -> Cases:
     if root.is_file() and root.suffix == ".json":
         return _with_test_list(root)
     if not root.is_dir():
@@ -95,7 +101,7 @@ def _with_test_list(file: Path) -> Cases:
         if missing := [scan for scan in scans if not scan.exists()]:
             raise MissingFileError(f"'{missing[0]}' in the list 'test' of '{file}' does not exist")
         cases = Cases(**{**vars(cases), "unlabeled": tuple({"image": str(scan)} for scan in scans)})
-    return _require_labels(cases)
+    return cases
 
 
 def _require_labels(cases: Cases) -> Cases:
@@ -105,9 +111,10 @@ def _require_labels(cases: Cases) -> Cases:
         count = len(cases.validation)
         raise InputError(f"each of {count} labelled scans in '{cases.source}' is for validation; move one to training")
     count = len(cases.unlabeled)
-    found = f"found {count} without labels" if count else "found no scan at all"
-    select = f"; 'samora select {cases.source}' names those to label first" if count else ""
-    raise InputError(f"no labelled scan in '{cases.source}': {found}, expected {_BESIDE}{select}")
+    raise InputError(
+        f"no labelled scan in '{cases.source}': found {count} without labels, expected {_BESIDE}; "
+        f"'samora select {cases.source}' names those to label first"
+    )
 
 
 @dataclass
@@ -126,6 +133,8 @@ def _search(root: Path, exclude: Iterable[Path]) -> Cases:
         if path.is_dir():
             if path.name == "original" and is_label_folder(path.parent.name):
                 return False  # MONAI Label's own predictions
+            if (path / "plan.yaml").is_file():
+                return False  # results of a pipeline
             if (file := path / DEFAULT_DATALIST).is_file() and _is_datalist(file):
                 tree.listed.append(find_cases(file.parent, file.name))
                 return False
@@ -150,13 +159,13 @@ def _search(root: Path, exclude: Iterable[Path]) -> Cases:
     }
     names = [class_names_of(header, str(root)), *(cases.class_names for cases in tree.listed)]
     modalities = [modality_of(header), *(cases.modality for cases in tree.listed)]
-    return _require_labels(
-        Cases(
-            **{name: tuple(scans) for name, scans in lists.items()},
-            class_names=_one("class names", names, root),
-            modality=_one("modalities", modalities, root),
-            source=str(root),
-        )
+    if not any(lists.values()):
+        raise InputError(f"no scan in '{root}'; looked for {', '.join(SUFFIXES)} and folders with a DICOM series")
+    return Cases(
+        **{name: tuple(scans) for name, scans in lists.items()},
+        class_names=_one("class names", names, root),
+        modality=_one("modalities", modalities, root),
+        source=str(root),
     )
 
 

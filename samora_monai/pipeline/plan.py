@@ -66,8 +66,10 @@ class Plan:
         _check_keys("run", self.run, _RUN, _RUN)
         _check_keys("stages", self.stages, (*TRAININGS, "inference"), (*TRAININGS, "inference"))
         for stage in TRAININGS:
-            _check_keys(f"stages.{stage}", self.stages[stage], _STAGE, ("steps", *known_settings(stage)))
-        _check_keys("stages.inference", self.stages["inference"], ("slices_per_pass",), known_settings("inference"))
+            _check_keys(f"stages.{stage}", self.stages[stage], _STAGE, ("steps", *default_settings(stage)))
+        _check_keys(
+            "stages.inference", self.stages["inference"], ("slices_per_pass",), tuple(default_settings("inference"))
+        )
         _check_data(self.data)
         _check_run(self.run)
         for stage in TRAININGS:
@@ -96,16 +98,19 @@ class Plan:
         _checked("network", SegmenterConfig, **shape, num_classes=len(self.data["class_names"]), **given)
 
 
-@cache
-def known_settings(stage: str) -> tuple[str, ...]:
-    """The settings of the bundle that a stage runs."""
+def bundle_of(stage: str) -> Path:
+    """The folder of the bundle that a stage runs, to be copied."""
     level, _, kind = stage.rpartition("_")
-    folder = bundle_path(f"samora_{level}_expert" if kind in ("teacher", "expert") else "samora_segmentation")
-    found: dict[str, None] = {}
+    return bundle_path(f"samora_{level}_expert" if kind in ("teacher", "expert") else "samora_segmentation")
+
+
+@cache
+def default_settings(stage: str) -> Mapping[str, Any]:
+    """The configs of a stage: the settings of its bundle with their defaults, and the wiring."""
+    found: dict[str, Any] = {}
     for name in CONFIGS[stage]:
-        content = yaml.safe_load(Path(folder, "configs", name).read_text(encoding="utf-8"))
-        found |= dict.fromkeys(content)
-    return tuple(found)
+        found |= yaml.safe_load((bundle_of(stage) / "configs" / name).read_text(encoding="utf-8"))
+    return found
 
 
 def _check_keys(section: str, settings: Any, required: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -23,6 +23,7 @@ from samora_monai.errors import InputError, input_error
 _MODALITY = "0008|0060"  # DICOM's Modality
 _SAMPLE = 1_000_000  # voxels that percentiles are estimated from
 QUANTILES = (0.5, 50.0, 99.5)
+FOREGROUND_QUANTILES = (5.0, 95.0)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class ScanFacts:
         quantiles: percentiles `QUANTILES` of the values.
         modality: of the DICOM header, e.g. `"CT"`, `"MR"`, `"PT"`; None in other formats.
         label_values: values of the label map, sorted; None without a label.
+        foreground: percentiles `FOREGROUND_QUANTILES` of the labelled voxels' values; None if there are none.
         seconds: time of one core to read the scan.
     """
 
@@ -52,6 +54,7 @@ class ScanFacts:
     quantiles: tuple[float, ...]
     modality: str | None
     label_values: tuple[int, ...] | None
+    foreground: tuple[float, float] | None
     seconds: float
 
     @property
@@ -101,7 +104,7 @@ def _look(scan: Mapping[str, str]) -> ScanFacts:
     stored = np.asarray(image.meta.get("original_affine", affine), dtype=float)
     has_geometry = kind not in (*PICTURES, *ARRAYS)
     values = image.numpy().ravel()
-    sample = values[:: max(1, values.size // _SAMPLE)]
+    labelled = values[:0] if label is None else image.numpy()[label.numpy() > 0]
     return ScanFacts(
         image=str(scan["image"]),
         format=kind,
@@ -110,9 +113,10 @@ def _look(scan: Mapping[str, str]) -> ScanFacts:
         orientation="".join(str(code) for code in nib.aff2axcodes(stored)) if has_geometry else None,
         lowest=float(values.min()),
         highest=float(values.max()),
-        quantiles=tuple(float(value) for value in np.percentile(sample, QUANTILES)),
+        quantiles=_percentiles(values, QUANTILES),
         modality=_dicom_modality(Path(scan["image"])) if kind == DICOM else None,
         label_values=None if label is None else tuple(int(value) for value in np.unique(label.numpy())),
+        foreground=cast(tuple[float, float], _percentiles(labelled, FOREGROUND_QUANTILES)) if labelled.size else None,
         seconds=time.thread_time() - start,
     )
 
@@ -120,7 +124,13 @@ def _look(scan: Mapping[str, str]) -> ScanFacts:
 def _read_labelled(scan: Mapping[str, str]) -> tuple[MetaTensor, MetaTensor]:
     keys = ("image", "label")
     d: dict[Any, Any] = Compose([LoadCased(keys), EnsureChannelFirstd(keys), CheckCased(keys)])(dict(scan))
-    return cast(MetaTensor, Orientation(axcodes="RAS", labels=None)(d["image"])), d["label"]
+    to_ras = Orientation(axcodes="RAS", labels=None)
+    return cast(MetaTensor, to_ras(d["image"])), cast(MetaTensor, to_ras(d["label"]))
+
+
+def _percentiles(values: np.ndarray, quantiles: tuple[float, ...]) -> tuple[float, ...]:
+    sample = values[:: max(1, values.size // _SAMPLE)]
+    return tuple(float(value) for value in np.percentile(sample, quantiles))
 
 
 def _triple(values: np.ndarray) -> tuple[float, float, float]:
