@@ -31,7 +31,7 @@ from samora_monai.data.datalist import (
     modality_of,
     read_header,
 )
-from samora_monai.data.scans import VOLUME_SUFFIXES, absolute, case_name, iterate_scans
+from samora_monai.data.scans import VOLUME_SUFFIXES, absolute, iterate_scans
 from samora_monai.data.unlabeled import SUFFIXES, is_label_file, is_label_folder
 from samora_monai.errors import InputError, MissingFileError
 
@@ -40,7 +40,7 @@ _IMAGE_WORD = re.compile(r"images?|imgs?|imaging|volumes?|vol|scans?|0000", re.I
 _SPLIT = re.compile(r"(Tr|Ts|Val|Unlabeled)$")  # imagesTr and labelsTr have the same scans
 _HELD_OUT = ("Val", "Ts")
 _BESIDE = "labels beside the scans, as a_seg.nii.gz or labels/a.nii.gz for a.nii.gz"
-Key = tuple[tuple[str, ...], tuple[str, ...]]  # folders and words of a name, without those for image or label
+Words = tuple[str, ...]
 
 
 def find_folder(folder: Path, results: Path | None = None, need_labels: bool = True) -> Cases:
@@ -179,17 +179,17 @@ def _one(what: str, values: Iterable[Any], root: Path) -> Any:
 
 
 def _pair(root: Path, images: list[Path], labels: list[Path]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Pair labels and images: by folder and name, then by name alone where that is unique."""
-    free: dict[Key, list[Path]] = defaultdict(list)
+    """Pair labels and images: by the words of folders and name, then by those of the name where that is unique."""
+    free: dict[Words, list[Path]] = defaultdict(list)
+    by_name: dict[Words, list[Words]] = defaultdict(list)
     for image in images:
-        free[_key(root, image)].append(image)
-    by_name: dict[tuple[str, ...], list[Key]] = defaultdict(list)
-    for key in free:
-        by_name[key[1]].append(key)
+        key, name = _words_of(root, image)
+        free[key].append(image)
+        by_name[name].append(key)
     pairs: dict[Path, Path] = {}  # label of an image
     for label in labels:
-        key = _key(root, label)
-        others = by_name[key[1]]
+        key, name = _words_of(root, label)
+        others = by_name[name]
         key = key if key in free else others[0] if len(others) == 1 else key
         if key not in free:
             reason = f"{len(others)} images have its name" if others else "no image has its name"
@@ -205,15 +205,24 @@ def _pair(root: Path, images: list[Path], labels: list[Path]) -> tuple[list[dict
         image = free[key][0]
         if image in pairs:
             raise InputError(f"'{image}' has two labels, '{pairs[image]}' and '{label}'; keep one of them")
+        if not image.is_dir() and not image.name.lower().endswith(VOLUME_SUFFIXES):
+            raise InputError(f"'{image}' has the label '{label}' but is no volume file; convert it to NIfTI")
         pairs[image] = label
     labelled = [{"image": str(image), "label": str(pairs[image])} for image in sorted(pairs)]
     return labelled, [{"image": str(image)} for image in sorted(images) if image not in pairs]
 
 
-def _key(root: Path, path: Path) -> Key:
+def _words_of(root: Path, path: Path) -> tuple[Words, Words]:
+    """The words of the folders and the name of a scan, and those of its name, without words for image or label."""
     parts = path.relative_to(root).parts or (path.name,)
-    folders = (word for part in parts[:-1] for word in _words(_SPLIT.sub(r"_\1", part)))
-    return tuple(folders), tuple(_words(case_name(parts[-1])))
+    words = [*(_words(_SPLIT.sub(r"_\1", part)) for part in parts[:-1]), _words(_stem(parts[-1]))]
+    name = next((part for part in reversed(words) if part), [])
+    return tuple(word for part in words for word in part), tuple(name)
+
+
+def _stem(name: str) -> str:
+    """The name of a file without the suffix of its format."""
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
 def _words(name: str) -> list[str]:

@@ -18,7 +18,7 @@ from samora_monai.data import ScanScaling
 from samora_monai.data.classes import MAX_CLASSES
 from samora_monai.errors import InputError
 from samora_monai.networks import SegmenterConfig
-from samora_monai.settings import check_run_settings, flag, is_whole
+from samora_monai.settings import check_run_settings, is_whole
 
 TEACHERS = ("image_teacher", "patch_teacher")
 EXPERTS = ("image_expert", "patch_expert", "pixel_expert")
@@ -145,7 +145,8 @@ def _check_run(run: Mapping[str, Any]) -> None:
     number = isinstance(hours, int | float) and not isinstance(hours, bool) and 0 < hours < math.inf
     if hours is not None and not number:
         raise InputError(f"run.hours must be a number above 0, or null, got {hours!r}")
-    _checked("run", flag, run["amp"], "amp")
+    if not isinstance(run["amp"], bool):
+        raise InputError(f"run.amp must be true or false, got {run['amp']!r}")
     try:
         torch.device(run["device"])
     except (RuntimeError, TypeError) as error:

@@ -16,6 +16,7 @@ from samora_monai.data.classes import MAX_CLASSES
 from samora_monai.data.datalist import Cases
 from samora_monai.data.modality import check_known_modality, suggested_modality
 from samora_monai.data.scaling import ScanScaling
+from samora_monai.data.scans import find_copy
 from samora_monai.errors import InputError
 from samora_monai.pipeline.planning.look import ScanFacts
 
@@ -154,11 +155,20 @@ def choose_classes(labelled: Sequence[ScanFacts], cases: Cases) -> tuple[list[st
 
 
 def hold_out(cases: Cases, seed: int) -> tuple[dict[str, list[dict[str, str]]], str]:
-    """Return the lists `training`, `validation` and `unlabeled`, and a note on the validation scans."""
+    """Return the lists `training`, `validation` and `unlabeled`, and a note on the validation scans.
+
+    Raises:
+        InputError: of the scans to choose from, one is a copy of another.
+    """
     training, validation = list(cases.training), list(cases.validation)
     lists = {"training": training, "validation": validation, "unlabeled": list(cases.unlabeled)}
     if validation:
         return lists, f"{len(validation)} labelled scans are for validation, as '{cases.source}' says"
+    images = [case["image"] for case in training]
+    if copy := next((pair for i in range(1, len(images)) if (pair := find_copy(images[:i], images[i : i + 1]))), None):
+        raise InputError(
+            f"'{copy[1]}' is a copy of '{copy[0]}', but each labelled scan counts once; remove one of them"
+        )
     if len(training) < _ENOUGH:
         return lists, (
             f"only {len(training)} labelled {'scan' if len(training) == 1 else 'scans'}, so none is held out: the Dice "

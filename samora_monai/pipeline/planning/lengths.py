@@ -58,7 +58,6 @@ def stage_lengths(
     for name, (count, _) in lengths.items():
         limit = ", the most that seems useful" if count >= work.most[name] else f", {SHARES[name]:.0%} of the work"
         reasons[f"stages.{name}.steps"] = f"measured {speed.steps[name]:.2g} s a step{limit}"
-        reasons[f"stages.{name}.epochs"] = "equal parts of the steps; each ends with a validation and a checkpoint"
     return lengths, reasons, f"expected time: {_in_words(spent + seconds)} of {_in_words(3600 * hours)}"
 
 

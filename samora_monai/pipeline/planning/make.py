@@ -72,9 +72,9 @@ def make_plan(
     _check_settings(hours, steps, jobs, decoder, seed)
     run = absolute(run)
     device, why_device = choose_device(device)
+    cases = find_folder(folder, run)
     base = find_base(encoder, checkpoint, run)
     print(f"base: {base.encoder}, {base.checkpoint}: {base.reason}", flush=True)
-    cases = find_folder(folder, run)
     lists, about_validation = hold_out(cases, seed)
     facts, unreadable = look_at([*cases.training, *cases.validation, *cases.unlabeled], min(cores(), _READERS))
     fact_of = {scan.image: scan for scan in facts}
@@ -83,9 +83,9 @@ def make_plan(
     labelled = [*listed["training"], *listed["validation"]]
 
     chosen, why_modality, doubts = choose_modality(facts, cases, modality)
+    names, why_names = choose_classes(labelled, cases)
     scaling, why_scaling = choose_scaling(chosen, labelled)
     axis, why_axis = choose_slice_axis(facts)
-    names, why_names = choose_classes(labelled, cases)
     data = {"modality": chosen, **scaling, "slice_axis": axis, "class_names": names}
     why = {"modality": why_modality, **why_scaling, "slice_axis": why_axis, "class_names": why_names}
     reasons = {f"data.{key}": reason for key, reason in why.items()}
@@ -114,6 +114,7 @@ def make_plan(
         reasons["run.hours"] = "steps were given"
     reasons |= why | {"run.seed": "of every run, and of the choice of scans for validation"}
     for name, (count, epochs) in lengths.items():
+        reasons[f"stages.{name}.epochs"] = "equal parts of the steps; each ends with a validation and a checkpoint"
         stages[name] = {"steps": count, "epochs": epochs, **stages[name]}
         stages[name]["warmup"] = min(stages[name]["warmup"], count // 5)
     stages["inference"] = {"slices_per_pass": _SLICES_PER_PASS}
