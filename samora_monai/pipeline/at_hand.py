@@ -61,15 +61,18 @@ def find_base(encoder: str | None, checkpoint: str | None, run: Path) -> Base:
     if encoder in (None, STAND_IN):
         if not STAND_IN_FILE.is_file():
             raise MissingFileError(f"the package lacks '{STAND_IN_FILE}'; install samora_monai again")
-        reason = "a stand-in for SAM, trained on synthetic pictures; for real work download one of Meta's: "
-        return Base(STAND_IN, str(STAND_IN_FILE), reason + "python -m samora_monai.download sam2_tiny")
+        reason = f"a stand-in for SAM, trained on synthetic pictures; for Meta's weights run {_download(_ORDER[0])}"
+        return Base(STAND_IN, str(STAND_IN_FILE), reason)
     if encoder not in CHECKPOINTS:
         raise MissingFileError(f"there are no weights for encoder '{encoder}'; give --sam_checkpoint FILE")
-    download = f"python -m samora_monai.download {encoder} --bundle_path {bundle_path(_BUNDLES[0])}"
     raise MissingFileError(
-        f"{CHECKPOINTS[encoder]}, the base of --encoder {encoder}, is not at hand; download it with '{download}', "
-        "or give --sam_checkpoint FILE"
+        f"{CHECKPOINTS[encoder]}, the base of --encoder {encoder}, is not at hand; download it with "
+        f"'{_download(encoder)}', or give --sam_checkpoint FILE"
     )
+
+
+def _download(encoder: str) -> str:
+    return f"python -m samora_monai.download {encoder} --bundle_path {bundle_path(_BUNDLES[0])}"
 
 
 def find_file(name: str, run: Path) -> Path | None:

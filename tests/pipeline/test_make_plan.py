@@ -12,7 +12,7 @@ from PIL import Image
 
 from samora_monai.data import find_cases, find_unlabeled
 from samora_monai.pipeline.plan import EXPERTS, TEACHERS, TRAININGS
-from samora_monai.pipeline.planning import read_plan
+from samora_monai.pipeline.planning import read_plan, stage_settings
 from tests.data.dicom import write_dicom
 from tests.pipeline.scans import LAS, SHAPE, ct, labels, mr, planned, write
 from tests.tiny import refused
@@ -129,6 +129,22 @@ def test_the_size_follows_the_slices_within_the_limits_of_the_base(data: Path, r
     plan = planned(data, run)
     assert plan.data["slice_axis"] == 0 and plan.network["image_size"] == 160
     assert "170 (median of the longer side)" in plan.reasons["network.image_size"]
+
+
+def test_batches_and_size_fit_into_the_memory(data: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
+    labelled(data, shape=(200, 200, 4), affine=np.diag([1.0, 1, 5, 1]))
+    assert planned(data, run).network["image_size"] == 192
+    monkeypatch.setattr(stage_settings, "free_memory", lambda device: 1e6)
+    plan = planned(data, run)
+    assert plan.network["image_size"] == 128
+    assert [plan.stages[name]["batch_size"] for name in TRAININGS] == [8, 8, 4, 4, 4, 2]
+
+
+def test_slices_are_kept_on_disk_where_reading_takes_long(data: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stage_settings, "_SLOW_READING", 0.0)
+    plan = planned(labelled(data), run)
+    kept = {name for name in TRAININGS if plan.stages[name].get("cache_dir") == str(run / "slices")}
+    assert kept == {*TEACHERS, *EXPERTS}
 
 
 def test_given_steps_need_no_timing_and_are_shared_in_proportion(data: Path, run: Path):

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from samora_monai.errors import InputError
 from samora_monai.pipeline.plan import EXPERTS, TEACHERS, TRAININGS
 from samora_monai.pipeline.planning import timing
+from samora_monai.pipeline.planning.lengths import Lengths, with_enough_steps
 from samora_monai.pipeline.planning.timing import START_UP, Speed, Work, fit_steps, given_steps
 from tests.pipeline.scans import ct, labels, planned
 from tests.tiny import refused
@@ -72,6 +74,30 @@ def test_a_budget_that_is_too_short_is_refused():
     with refused("hours is 0.05, but", "give at least --hours 0.1"):
         fit_steps(0.05, 0, SPEED, WORK, 1)
     assert fit_steps(0.1, 0, SPEED, WORK, 1)
+
+
+def test_a_smaller_input_is_taken_where_the_fine_tuning_gets_too_few_steps():
+    """256 pixels leave 75 steps, a quarter of enough; 128 pixels leave four times as many."""
+    tried = []
+
+    def fit(size: int) -> Lengths:
+        tried.append(size)
+        return Lengths({"fine_tuning": (75 * 256**2 // size**2, 1)}, {}, 0.0)
+
+    assert with_enough_steps(256, 96, fit)[0] == 128 and tried == [256, 128]
+    assert with_enough_steps(256, 160, fit)[0] == 160
+    assert with_enough_steps(96, 96, fit)[1].stages["fine_tuning"][0] == 533
+
+
+def test_the_smallest_input_is_tried_before_a_budget_is_refused():
+    def fit(size: int) -> Lengths:
+        if size > 128:
+            raise InputError("too short")
+        return Lengths({"fine_tuning": (50, 1)}, {}, 0.0)
+
+    assert with_enough_steps(256, 128, fit)[0] == 128
+    with refused("too short"):
+        with_enough_steps(256, 160, fit)
 
 
 def test_given_steps_have_whole_epochs():

@@ -22,10 +22,10 @@ from samora_monai.pipeline.planning.decisions import (
     choose_slice_axis,
     hold_out,
 )
-from samora_monai.pipeline.planning.lengths import stage_lengths
+from samora_monai.pipeline.planning.lengths import in_words, stage_lengths, with_enough_steps
 from samora_monai.pipeline.planning.look import look_at
 from samora_monai.pipeline.planning.plan_file import write_plan
-from samora_monai.pipeline.planning.stage_settings import Scans, machine_settings, network_settings
+from samora_monai.pipeline.planning.stage_settings import Scans, lowest_size, machine_settings, network_settings
 from samora_monai.pipeline.planning.timing import given_steps
 from samora_monai.replacing import replacing
 from samora_monai.settings import check_run_settings, is_whole
@@ -102,10 +102,16 @@ def make_plan(
     reasons |= why
     if steps is None:
         hours = hours or DEFAULT_HOURS
-        spent = time.monotonic() - start
-        lengths, why, about_time = stage_lengths(
-            stages, network, data, machine, scans, run / "data", hours, spent, compare
+        rest = (data, machine, scans, run / "data", hours, start, compare)
+        wanted = network["image_size"]
+        size, found = with_enough_steps(
+            wanted, lowest_size(base, device), lambda size: stage_lengths(stages, network | {"image_size": size}, *rest)
         )
+        if size < wanted:
+            network["image_size"] = size
+            reasons["network.image_size"] = f"pixels; {wanted} would leave too few steps for the fine-tuning"
+        lengths, why = found.stages, dict(found.reasons)
+        about_time = f"expected time: {in_words(found.seconds)} of {in_words(3600 * hours)}"
         reasons["run.hours"] = f"time budget; {about_time}"
         print(about_time, flush=True)
     else:

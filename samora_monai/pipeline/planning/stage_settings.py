@@ -79,12 +79,20 @@ def machine_settings(device: str, jobs: int | None) -> tuple[dict[str, Any], dic
     return {"device": device, "amp": amp, "num_workers": workers, "jobs": jobs, "threads": threads}, reasons
 
 
+def _kind(base: Base, device: str) -> str:
+    return "stand-in" if base.encoder in STAND_INS else "gpu" if torch.device(device).type == "cuda" else "cpu"
+
+
+def lowest_size(base: Base, device: str) -> int:
+    """The smallest input that suits a base, in pixels."""
+    return _LIMITS[_kind(base, device)][0]
+
+
 def network_settings(
     base: Base, scans: Scans, num_classes: int, decoder: str, machine: Mapping[str, Any], run: Path
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, str]]:
     """Settings of the base and of each stage, so small that they fit into the memory; and reasons by their keys."""
-    stand_in = base.encoder in STAND_INS
-    kind = "stand-in" if stand_in else "gpu" if torch.device(machine["device"]).type == "cuda" else "cpu"
+    stand_in, kind = base.encoder in STAND_INS, _kind(base, machine["device"])
     size, why_size = choose_image_size(scans.labelled, scans.axis, *_LIMITS[kind])
     stages = {name: _stage(name, kind, decoder, run) for name in TRAININGS}
     free, last = free_memory(machine["device"]), stages["fine_tuning"]
