@@ -1,7 +1,8 @@
 """Reading and scaling unlabelled images of any format: MONAI dictionary transforms.
 
-Volumes and pictures are returned with the same axes, so that they can be mixed: RAS where the file states its geometry.
-A picture is taken for a slice in radiological display, with the patient's right on its left and the front on top.
+Volumes and pictures are returned with the same axes, so that they can be mixed: slices along the last axis, and the
+others in the order of RAS where the file states its geometry. A picture is taken for a slice in radiological display,
+with the patient's right on its left and the front on top.
 """
 
 from __future__ import annotations
@@ -30,25 +31,31 @@ PICTURES = ("PNG", "JPEG", "TIFF")
 ARRAYS = ("npy", "npz", "HDF5")
 _FORMAT, _STORED = "format", "stored_dtype"  # keys in the metadata, from the loader for the scaling
 _PICTURE_AFFINE = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))  # LPS
+_SLICES_LAST = ("ASR", "RSA", "RAS")  # axis codes by slice axis; the other axes keep their order
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue: ITU-R BT.601
 
 
 class LoadUnlabeledd(MapTransform):
     """Read a file of any of `unlabeled.FORMATS`, or the folder of a DICOM series, as one checked volume.
 
-    NIfTI, MHA, NRRD and DICOM are reoriented to RAS. PNG and JPEG become one slice, TIFF one slice for each page;
-    colours become their luminance, transparency is ignored. Arrays of npy, npz and HDF5 have no geometry: their axes
-    keep their order, except that the slice axis is moved to the end.
+    NIfTI, MHA, NRRD and DICOM are reoriented to RAS, then `slice_axis` is moved to the end. PNG and JPEG become one
+    slice, TIFF one slice for each page; colours become their luminance, transparency is ignored. Arrays of npy, npz and
+    HDF5 have no geometry: their axes keep their order, except that the slice axis is moved to the end.
 
     Args:
         keys: keys that hold a path.
         array_key: name of the array in npz and HDF5 files; ignored if a file holds a single array.
         array_slice_axis: slice axis of `[X, Y, Z]` arrays, 0 to 2 or -3 to -1; default: the axis that differs when the
             other two are equally long, else the shortest; the last axis of a cube.
+        slice_axis: slice axis of files that state their geometry, as in `ScanScaling`.
     """
 
     def __init__(
-        self, keys: KeysCollection = "image", array_key: str = "image", array_slice_axis: int | None = None
+        self,
+        keys: KeysCollection = "image",
+        array_key: str = "image",
+        array_slice_axis: int | None = None,
+        slice_axis: int = 2,
     ) -> None:
         super().__init__(keys)
         if isinstance(array_slice_axis, bool) or array_slice_axis not in (None, *range(-3, 3)):
@@ -60,9 +67,11 @@ class LoadUnlabeledd(MapTransform):
         self._load_volume = LoadCase(image_only=True)
         self._channel_first = EnsureChannelFirst()
         self._to_ras = Orientation(axcodes="RAS", labels=None)
+        self.slice_axis = ScanScaling(slice_axis=slice_axis).slice_axis  # checks it
+        self._cut_along = Orientation(axcodes=_SLICES_LAST[slice_axis], labels=None)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
-        """Path -> `MetaTensor [1, X, Y, Z]`, float32, values as stored.
+        """Path -> `MetaTensor [1, X, Y, Z]`, slices along Z, float32, values as stored.
 
         Raises:
             MissingFileError: the file does not exist.
@@ -71,7 +80,8 @@ class LoadUnlabeledd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             image = self._read(os.fspath(d[key]))
-            d[key] = self._to_ras(CheckCased(key)({key: image})[key])
+            has_axes = image.meta[_FORMAT] not in (*PICTURES, *ARRAYS)
+            d[key] = (self._cut_along if has_axes else self._to_ras)(CheckCased(key)({key: image})[key])
         return d
 
     def _read(self, path: str) -> MetaTensor:

@@ -69,7 +69,7 @@ def find_cases(
     file = root / Path(datalist).expanduser()
     if not file.is_file() and str(datalist) != DEFAULT_DATALIST:
         raise MissingFileError(f"datalist '{file}' does not exist; give its name in '{root}' or an absolute path")
-    header = _read_json(file) if file.is_file() else {}
+    header = read_header(file) if file.is_file() else {}
     listed = has_lists(header)
     lists = {name: _read_list(file, root, header, name) for name in _LISTS} if listed else _read_folders(root)
     source = str(file if header else root)
@@ -86,8 +86,8 @@ def find_cases(
         training=tuple(lists["training"][:num_labeled]),
         validation=tuple(lists["validation"]),
         unlabeled=tuple(lists["unlabeled"]),
-        class_names=_class_names(header, source),
-        modality=_modality(header),
+        class_names=class_names_of(header, source),
+        modality=modality_of(header),
         source=source,
     )
 
@@ -121,7 +121,8 @@ def write_datalist(root: Path, text: str) -> Path:
     return file
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_header(file: Path) -> dict[str, Any]:
+    """Return the content of a `dataset.json`; raise an `InputError` unless it is a JSON object."""
     try:
         header = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -209,7 +210,8 @@ def check_files(lists: Mapping[str, Sequence[Mapping[str, str]]], source: str) -
         )
 
 
-def _class_names(header: dict[str, Any], source: str) -> tuple[str, ...] | None:
+def class_names_of(header: dict[str, Any], source: str) -> tuple[str, ...] | None:
+    """Return the names of the classes that a `dataset.json` states, background first; None if it states none."""
     labels = header.get("labels")
     if labels is None:
         return None
@@ -226,7 +228,8 @@ def _class_names(header: dict[str, Any], source: str) -> tuple[str, ...] | None:
     return tuple(names[value] for value in range(len(names)))
 
 
-def _modality(header: dict[str, Any]) -> str | None:
+def modality_of(header: dict[str, Any]) -> str | None:
+    """Return the modality that a `dataset.json` states, `"CT"` or `"MR"`; None if it states another one or none."""
     channels = header.get("modality", header.get("channel_names"))
     names = list(channels.values()) if isinstance(channels, dict) else [channels]
     words = {word for name in names for word in re.split(r"[^A-Za-z0-9]+", str(name or "")) if word}

@@ -133,6 +133,16 @@ def format_of(path: str | os.PathLike) -> str:
     raise InputError(f"'{path}' is of no known format; expected {_EXPECTED}")
 
 
+def is_label_folder(name: str) -> bool:
+    """Whether the name of a folder marks its files as label maps."""
+    return _LABEL_FOLDER.fullmatch(name) is not None
+
+
+def is_label_file(name: str) -> bool:
+    """Whether the name of a file marks it as a label map."""
+    return _LABEL_FILE.search(name) is not None
+
+
 @dataclass
 class _Search:
     """A search and its results. The dictionaries map real paths to the alphabetically first path of a file."""
@@ -180,10 +190,10 @@ class _Search:
             if (path / DEFAULT_DATALIST).is_file() and _is_listed(path, DEFAULT_DATALIST):
                 self.add_root(path, DEFAULT_DATALIST)
                 return False
-            if _LABEL_FOLDER.fullmatch(path.name):
+            if is_label_folder(path.name):
                 self.label_folders.add(str(path))
                 return False
-        elif _LABEL_FILE.search(path.name):
+        elif is_label_file(path.name):
             self.label_files.add(str(path))
             return False
         return True

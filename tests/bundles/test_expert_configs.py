@@ -12,6 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from samora_monai.checkpoints import ExpertSettings
+from samora_monai.data import ScanScaling
 from samora_monai.networks import LEVELS
 from tests.bundles.command_line import BUNDLE, CONFIGS, EXPERT_BUNDLES
 from tests.bundles.config_files import config, strings
@@ -23,6 +24,7 @@ CHANGES = {  # settings that change a slice
     "modality": "MR",
     "window": [-100, 275],
     "percentiles": [1, 99],
+    "slice_axis": 0,
     "array_key": "volume",
     "array_slice_axis": 0,
 }
@@ -69,7 +71,7 @@ def test_the_key_of_cached_slices_holds_every_setting_that_changes_them(run: str
     used = [
         ref for text in strings(parser(run, level)["train"]["preprocessing"]) for ref in re.findall(r"@(\w+)", text)
     ]
-    assert sorted(used) == ["array_key", "array_slice_axis", "scaling"]
+    assert sorted(used) == ["array_key", "array_slice_axis", "scaling", "scaling"]
 
 
 def test_teacher_and_student_share_their_cached_slices():
@@ -90,12 +92,13 @@ def test_inference_without_an_expert_builds_the_default_one(level: str, tmp_path
 @pytest.mark.parametrize("level", LEVELS)
 def test_inference_takes_every_setting_from_the_expert(level: str, tmp_path: Path):
     settings = {key: value for key, value in CHANGES.items() if key.startswith("array")}
+    scaling = ScanScaling("MR", slice_axis=1)
     expert = write_expert(
-        tmp_path / "expert.pt", write_sam(tmp_path / "sam.pth"), level, rank=2, modality="MR", **settings
+        tmp_path / "expert.pt", write_sam(tmp_path / "sam.pth"), level, rank=2, scaling=scaling, **settings
     )
     content = parser("inference", level, expert=str(expert))
     load, scale, *_ = content.get_parsed_content("preprocessing").transforms
-    assert (load.array_key, load.array_slice_axis) == ("volume", 0)
+    assert (load.array_key, load.array_slice_axis, load.slice_axis) == ("volume", 0, 1)
     scaled = scale({"image": torch.linspace(0, 1000, 101).reshape(1, 1, 1, 101)})["image"]
     assert float(scaled[..., 50]) == pytest.approx(0.5)  # by percentiles, as MR
     segmenter = content.get_parsed_content("segmenter")
@@ -114,7 +117,16 @@ def test_segmentation_has_the_defaults_of_the_experts():
     segmentation = config("train.yaml")
     for source in EXPERT_BUNDLES.values():
         expert = config("train.yaml", source=source)
-        for key in ("encoder", "image_size", "rank", "sam_checkpoint", "modality", "window", "percentiles"):
+        for key in (
+            "encoder",
+            "image_size",
+            "rank",
+            "sam_checkpoint",
+            "modality",
+            "window",
+            "percentiles",
+            "slice_axis",
+        ):
             assert expert[key] == segmentation[key], key
 
 

@@ -9,6 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.data.dicom import write_dicom
+
 
 @pytest.fixture
 def write_nifti() -> Callable[..., Path]:
@@ -41,24 +43,7 @@ def volumes(tmp_path, write_nifti):
     return data, arrays
 
 
-@pytest.fixture
-def write_dicom() -> Callable[..., None]:
-    """Write `[Z, Y, X]` as files without extension and without a UID of their own, as some archives export them."""
-    import itk
-
-    def write(folder: Path, array: np.ndarray, series: str = "", z: float = 30.0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for k in range(len(array)):
-            image = itk.image_from_array(array[k : k + 1])
-            image.SetSpacing((0.8, 0.9, 2.5))
-            image.SetOrigin((-10.0, -20.0, z + 2.5 * k))
-            header = image.GetMetaDataDictionary()
-            header["0008|0060"], header["0020|000e"], header["0020|0013"] = "CT", series, str(k)
-            gdcm = itk.GDCMImageIO.New()
-            gdcm.KeepOriginalUIDOn()
-            writer = itk.ImageFileWriter[type(image)].New(
-                Input=image, FileName=str(folder / f"IM{series}_{k}"), ImageIO=gdcm
-            )
-            writer.Update()
-
-    return write
+@pytest.fixture(name="write_dicom")
+def dicom_writer() -> Callable[..., None]:
+    """`write_dicom`."""
+    return write_dicom

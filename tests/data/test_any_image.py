@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from PIL import Image
 
-from samora_monai.data import LoadUnlabeledd, ScaleUnlabeledd, ScanScaling
+from samora_monai.data import LoadCased, LoadUnlabeledd, ScaleUnlabeledd, ScanScaling, SliceDataset
 from samora_monai.data.any_image import ARRAYS
 from samora_monai.errors import MissingFileError
 from tests.tiny import refused
@@ -55,6 +56,25 @@ def picture(path, array, mode=None, **settings):
 def test_volumes_are_turned_to_ras(tmp_path, write_nifti, affine):
     expected = nib.as_closest_canonical(nib.Nifti1Image(VOLUME, affine)).get_fdata()
     np.testing.assert_array_equal(read(write_nifti(tmp_path / "a.nii.gz", VOLUME, affine)), expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_of_volumes_are_those_of_the_segmentation(tmp_path, write_nifti, axis):
+    """Sagittal, coronal or axial slices of a scan in LAS; pictures and arrays have no such axis."""
+    file = write_nifti(tmp_path / "a.nii.gz", VOLUME, np.diag([-1.0, 1, 1, 1]))
+    item = {"image": str(file)}
+    load = Compose([LoadCased("image"), EnsureChannelFirstd("image"), Orientationd("image", "RAS", labels=None)])
+    as_they_are = {"image_size": VOLUME.shape[0], "min_content": 0}
+    one = SliceDataset([item], load, slice_axis=axis, **as_they_are)
+    other = SliceDataset([item], LoadUnlabeledd(slice_axis=axis), **as_they_are)
+    assert len(one) == len(other) == VOLUME.shape[axis]
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a["image"], b["image"])
+    np.save(tmp_path / "a.npy", VOLUME)
+    for file in (tmp_path / "a.npy", picture(tmp_path / "a.png", PICTURE)):
+        np.testing.assert_array_equal(read(file, slice_axis=axis), read(file))
+    with refused("slice_axis must be 0 (sagittal)"):
+        LoadUnlabeledd(slice_axis=3)
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nrrd", "dicom"])

@@ -1,0 +1,237 @@
+"""Labelled and unlabelled scans in a folder of any layout.
+
+A datalist states its scans. Without one, every file that is named as a label is paired with the image of its name:
+
+imagesTr/a_0000.nii.gz     labelsTr/a.nii.gz          nnU-Net, the Decathlon; also imagesVal/, labelsVal/
+a.nii.gz                   labels/final/a.nii.gz      MONAI Label's studies; labels/original/ is not read
+images/a.nii.gz            labels/a.nii.gz            also masks/, seg/, gt/, ...
+a.nii.gz                   a_seg.nii.gz               also a_mask, a-label, segmentation-0 with volume-0
+a/imaging.nii.gz           a/segmentation.nii.gz
+a DICOM folder a/          labels/a.nii.gz
+
+All other scans, pictures and arrays are unlabelled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samora_monai.data.datalist import (
+    DEFAULT_DATALIST,
+    Cases,
+    class_names_of,
+    find_cases,
+    has_lists,
+    modality_of,
+    read_header,
+)
+from samora_monai.data.scans import VOLUME_SUFFIXES, absolute, iterate_scans
+from samora_monai.data.unlabeled import SUFFIXES, is_label_file, is_label_folder
+from samora_monai.errors import InputError, MissingFileError
+
+_LABEL_WORD = re.compile(r"labels?|masks?|seg|segmentations?|gt|ground|truth|final|annotations?", re.IGNORECASE)
+_IMAGE_WORD = re.compile(r"images?|imgs?|imaging|volumes?|vol|scans?|0000", re.IGNORECASE)
+_SPLIT = re.compile(r"(Tr|Ts|Val|Unlabeled)$")  # imagesTr and labelsTr have the same scans
+_HELD_OUT = ("Val", "Ts")
+_BESIDE = "labels beside the scans, as a_seg.nii.gz or labels/a.nii.gz for a.nii.gz"
+Words = tuple[str, ...]
+
+
+def find_folder(folder: Path, results: Path | None = None, need_labels: bool = True) -> Cases:
+    """Find the labelled and the unlabelled scans of a folder.
+
+    Args:
+        folder: the folder, or a datalist.
+        results: folder of results that is not searched.
+        need_labels: whether to refuse a folder without a labelled scan.
+
+    Returns:
+        the scans, absolute. `validation` is empty unless the folder says which scans to hold out; `unlabeled` holds
+        volumes, pictures and arrays.
+
+    Raises:
+        MissingFileError: the folder does not exist.
+        InputError: no labelled scan, two datalists to choose from, a label without an image, an image with two labels,
+            or a scan that is listed twice.
+    """
+    root = absolute(folder)
+    cases = _find(root, results)
+    return _require_labels(cases) if need_labels else cases
+
+
+def _find(root: Path, results: Path | None) -> Cases:
+    if root.is_file() and root.suffix == ".json":
+        return _with_test_list(root)
+    if not root.is_dir():
+        raise MissingFileError(f"'{root}' does not exist or is no folder; give the folder of the scans")
+    lists = [file for file in sorted(root.glob("*.json")) if _is_datalist(file)]
+    if root / DEFAULT_DATALIST in lists:
+        return _with_test_list(root / DEFAULT_DATALIST)
+    if len(lists) > 1:
+        names = ", ".join(file.name for file in lists)
+        raise InputError(
+            f"'{root}' holds {len(lists)} datalists ({names}), expected one; give the file, e.g. '{lists[0]}'"
+        )
+    if lists:
+        return _with_test_list(lists[0])
+    return _search(root, [] if results is None else [absolute(results)])
+
+
+def _is_datalist(file: Path) -> bool:
+    try:
+        header = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return file.name == DEFAULT_DATALIST  # find_cases raises the error
+    return isinstance(header, dict) and has_lists(header)
+
+
+def _with_test_list(file: Path) -> Cases:
+    """The scans of a datalist; without a list `unlabeled`, the Decathlon's list `test`, which has no labels."""
+    cases = find_cases(file.parent, file.name)
+    test = read_header(file).get("test")
+    if not cases.unlabeled and isinstance(test, list):
+        paths = [entry.get("image") if isinstance(entry, dict) else entry for entry in test]
+        scans = [absolute(file.parent / path) for path in paths if isinstance(path, str)]
+        if missing := [scan for scan in scans if not scan.exists()]:
+            raise MissingFileError(f"'{missing[0]}' in the list 'test' of '{file}' does not exist")
+        cases = Cases(**{**vars(cases), "unlabeled": tuple({"image": str(scan)} for scan in scans)})
+    return cases
+
+
+def _require_labels(cases: Cases) -> Cases:
+    if cases.training:
+        return cases
+    if cases.validation:
+        count = len(cases.validation)
+        raise InputError(f"each of {count} labelled scans in '{cases.source}' is for validation; move one to training")
+    count = len(cases.unlabeled)
+    raise InputError(
+        f"no labelled scan in '{cases.source}': found {count} without labels, expected {_BESIDE}; "
+        f"'samora select {cases.source}' names those to label first"
+    )
+
+
+@dataclass
+class _Tree:
+    """What a search has found."""
+
+    images: list[Path] = field(default_factory=list)
+    labels: list[Path] = field(default_factory=list)
+    listed: list[Cases] = field(default_factory=list)  # of datalists in sub-folders
+
+
+def _search(root: Path, exclude: Iterable[Path]) -> Cases:
+    tree = _Tree()
+
+    def include(path: Path) -> bool:
+        if path.is_dir():
+            if path.name == "original" and is_label_folder(path.parent.name):
+                return False  # MONAI Label's own predictions
+            if (path / "plan.yaml").is_file():
+                return False  # results of a pipeline
+            if (file := path / DEFAULT_DATALIST).is_file() and _is_datalist(file):
+                tree.listed.append(find_cases(file.parent, file.name))
+                return False
+        return True
+
+    for path in iterate_scans(root, SUFFIXES, include, [str(folder.resolve()) for folder in exclude]):
+        parts = path.relative_to(root).parts
+        named = is_label_file(path.name) if path != root else False
+        label = (named and not path.is_dir()) or any(is_label_folder(part) for part in parts[:-1])
+        if label and not path.name.lower().endswith(VOLUME_SUFFIXES):
+            continue  # masks of pictures, which the fine-tuning does not take
+        (tree.labels if label else tree.images).append(path)
+    header = read_header(root / DEFAULT_DATALIST) if (root / DEFAULT_DATALIST).is_file() else {}
+    pairs, unlabeled = _pair(root, tree.images, tree.labels)
+    held_out = {name: [pair for pair in pairs if _part(root, pair["image"]) == name] for name in _HELD_OUT}
+    validation = held_out["Val"] or held_out["Ts"]
+    training = [pair for pair in pairs if pair not in held_out["Val"] + held_out["Ts"]]
+    lists = {
+        "training": [*training, *(case for cases in tree.listed for case in cases.training)],
+        "validation": [*validation, *(case for cases in tree.listed for case in cases.validation)],
+        "unlabeled": [*unlabeled, *(case for cases in tree.listed for case in cases.unlabeled)],
+    }
+    names = [class_names_of(header, str(root)), *(cases.class_names for cases in tree.listed)]
+    modalities = [modality_of(header), *(cases.modality for cases in tree.listed)]
+    if not any(lists.values()):
+        raise InputError(f"no scan in '{root}'; looked for {', '.join(SUFFIXES)} and folders with a DICOM series")
+    return Cases(
+        **{name: tuple(scans) for name, scans in lists.items()},
+        class_names=_one("class names", names, root),
+        modality=_one("modalities", modalities, root),
+        source=str(root),
+    )
+
+
+def _one(what: str, values: Iterable[Any], root: Path) -> Any:
+    """The value that the datalists of a folder agree on, None if none states it."""
+    stated = {value for value in values if value is not None}
+    if len(stated) > 1:
+        texts = " and ".join(map(str, stated))
+        raise InputError(f"the datalists in '{root}' state different {what}, {texts}; train on each folder alone")
+    return next(iter(stated), None)
+
+
+def _pair(root: Path, images: list[Path], labels: list[Path]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Pair labels and images: by the words of folders and name, then by those of the name where that is unique."""
+    free: dict[Words, list[Path]] = defaultdict(list)
+    by_name: dict[Words, list[Words]] = defaultdict(list)
+    for image in images:
+        key, name = _words_of(root, image)
+        free[key].append(image)
+        by_name[name].append(key)
+    pairs: dict[Path, Path] = {}  # label of an image
+    for label in labels:
+        key, name = _words_of(root, label)
+        others = by_name[name]
+        key = key if key in free else others[0] if len(others) == 1 else key
+        if key not in free:
+            reason = f"{len(others)} images have its name" if others else "no image has its name"
+            raise InputError(
+                f"label '{label}' belongs to no scan: {reason}; name it after its image, as a_seg.nii.gz or "
+                "labels/a.nii.gz for a.nii.gz, or remove it"
+            )
+        if len(free[key]) > 1:
+            one, other = free[key][:2]
+            raise InputError(
+                f"label '{label}' fits '{one}' and '{other}'; a scan has one channel, so keep one image for each label"
+            )
+        image = free[key][0]
+        if image in pairs:
+            raise InputError(f"'{image}' has two labels, '{pairs[image]}' and '{label}'; keep one of them")
+        if not image.is_dir() and not image.name.lower().endswith(VOLUME_SUFFIXES):
+            raise InputError(f"'{image}' has the label '{label}' but is no volume file; convert it to NIfTI")
+        pairs[image] = label
+    labelled = [{"image": str(image), "label": str(pairs[image])} for image in sorted(pairs)]
+    return labelled, [{"image": str(image)} for image in sorted(images) if image not in pairs]
+
+
+def _words_of(root: Path, path: Path) -> tuple[Words, Words]:
+    """The words of the folders and the name of a scan, and those of its name, without words for image or label."""
+    parts = path.relative_to(root).parts or (path.name,)
+    words = [*(_words(_SPLIT.sub(r"_\1", part)) for part in parts[:-1]), _words(_stem(parts[-1]))]
+    name = next((part for part in reversed(words) if part), [])
+    return tuple(word for part in words for word in part), tuple(name)
+
+
+def _stem(name: str) -> str:
+    """The name of a file without the suffix of its format."""
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name, without those that mark an image or a label."""
+    words = [word for word in re.split(r"[^A-Za-z0-9]+", name) if word]
+    return [word for word in words if not _LABEL_WORD.fullmatch(word) and not _IMAGE_WORD.fullmatch(word)]
+
+
+def _part(root: Path, image: str) -> str | None:
+    """`"Val"` for a scan below imagesVal/, `"Ts"` below imagesTs/."""
+    matches = (_SPLIT.search(part) for part in Path(image).relative_to(root).parts[:-1])
+    return next((match[1] for match in matches if match), None)

@@ -1,0 +1,171 @@
+"""Settings of the base and of the stages, but for their length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samora_monai.networks import build_segmenter
+from samora_monai.pipeline.at_hand import TEACHERS as PUBLIC_TEACHERS
+from samora_monai.pipeline.at_hand import Base, cores, find_file, free_memory
+from samora_monai.pipeline.plan import EXPERTS, TEACHERS, TRAININGS, default_settings
+from samora_monai.pipeline.planning.decisions import STEP, choose_image_size, num_slices
+from samora_monai.pipeline.planning.look import ScanFacts
+from samora_monai.pipeline.planning.timing import SAMORA
+from samora_monai.pipeline.recipes import LEARNING, SMALL_DECODER, STAND_INS, TEACHER_NETWORKS
+from samora_monai.workflow.summary import training_bytes
+
+_KINDS = {"teacher": TEACHERS, "expert": EXPERTS, "tuning": ("fine_tuning",)}  # by the last word of a stage's name
+_BATCH_SIZES = {  # slices in a step
+    "stand-in": {"teacher": 32, "expert": 16, "tuning": 8},
+    "cpu": {"teacher": 16, "expert": 8, "tuning": 4},  # SAM's weights on a CPU, which allows few steps
+    "gpu": {kind: default_settings(stages[0])["batch_size"] for kind, stages in _KINDS.items()},
+}
+_LIMITS = {"stand-in": (128, 256), "cpu": (128, 224), "gpu": (224, 512)}  # lowest and highest size of the input
+_SMALL_BATCH = 2  # contrastive learning needs two slices
+_GIGABYTE = 1e9
+_OF_A_PROCESS = 1.0  # GB, without the network
+_SLOW_READING = 60.0  # seconds
+_NOT_HELD_OUT = {"expert": "$@scans.training", "tuning": "$@data_set.cases.training"}
+_NOT_HELD_OUT["teacher"] = _NOT_HELD_OUT["expert"]
+_VALIDATION = "validate::dataset::data"
+
+
+@dataclass(frozen=True)
+class Scans:
+    """The facts of the scans of each list.
+
+    Args:
+        axis: the slice axis.
+    """
+
+    training: Sequence[ScanFacts]
+    validation: Sequence[ScanFacts]
+    unlabeled: Sequence[ScanFacts]
+    axis: int
+
+    @property
+    def all(self) -> list[ScanFacts]:
+        """The scans of all lists."""
+        return [*self.training, *self.validation, *self.unlabeled]
+
+    @property
+    def labelled(self) -> list[ScanFacts]:
+        """The scans with labels."""
+        return [*self.training, *self.validation]
+
+    def slices(self, scans: Sequence[ScanFacts]) -> int:
+        """Number of slices of some scans."""
+        return sum(num_slices(scan, self.axis) for scan in scans)
+
+
+def machine_settings(device: str, jobs: int | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings of the machine, and the reason for each; `jobs` may be given."""
+    gpu, count = torch.device(device).type == "cuda", cores()
+    reasons = {"jobs": "runs at a time: given"}
+    if jobs is None:
+        jobs = 1 if gpu else min(count, 3)
+        reasons["jobs"] = f"runs at a time: {'one on a GPU' if gpu else f'one for each level, on {count} cores'}"
+    reasons["threads"] = f"of each run, of {count} cores"
+    workers = min(8, count - 1) if gpu else 0
+    reasons["num_workers"] = "processes that prepare slices beside each run" if gpu else "none beside the runs on a CPU"
+    amp = gpu and torch.cuda.is_bf16_supported()
+    reasons["amp"] = "bfloat16 on the GPU" if amp else "no GPU with bfloat16"
+    threads = max(1, count // jobs)
+    return {"device": device, "amp": amp, "num_workers": workers, "jobs": jobs, "threads": threads}, reasons
+
+
+def _kind(base: Base, device: str) -> str:
+    return "stand-in" if base.encoder in STAND_INS else "gpu" if torch.device(device).type == "cuda" else "cpu"
+
+
+def lowest_size(base: Base, device: str) -> int:
+    """The smallest input that suits a base, in pixels."""
+    return _LIMITS[_kind(base, device)][0]
+
+
+def network_settings(
+    base: Base, scans: Scans, num_classes: int, decoder: str, machine: Mapping[str, Any], run: Path
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, str]]:
+    """Settings of the base and of each stage, so small that they fit into the memory; and reasons by their keys."""
+    stand_in, kind = base.encoder in STAND_INS, _kind(base, machine["device"])
+    size, why_size = choose_image_size(scans.labelled, scans.axis, *_LIMITS[kind])
+    stages = {name: _stage(name, kind, decoder, run) for name in TRAININGS}
+    free, last = free_memory(machine["device"]), stages["fine_tuning"]
+    given = {key: last[key] for key in ("rank", "decoder") if key in last}
+    while True:
+        net = build_segmenter(base.encoder, size, None, num_classes, **given, **SAMORA)
+        parts = training_bytes(net, stages["fine_tuning"]["batch_size"], size, machine["amp"])
+        needed = machine["jobs"] * (sum(parts.values()) / _GIGABYTE + _OF_A_PROCESS)
+        smallest = stages["fine_tuning"]["batch_size"] <= _SMALL_BATCH
+        if needed < 0.9 * free / _GIGABYTE or (smallest and size <= _LIMITS[kind][0]):
+            break
+        if smallest:
+            size -= STEP
+        for stage in stages.values() if not smallest else ():
+            stage["batch_size"] = max(_SMALL_BATCH, stage["batch_size"] // 2)
+    reasons = _reasons(stages, stand_in)
+    reasons |= {"network.encoder": "the base that the experts adapt", "network.sam_checkpoint": base.reason}
+    reasons["network.image_size"] = (
+        f"pixels, a multiple of {STEP}; {why_size}; needs about {needed:.1f} of {free / _GIGABYTE:.1f} GB of memory"
+    )
+    slices = 2 * scans.slices(scans.all) * size**2 * machine["jobs"]  # bytes
+    if slices > free / 3 or sum(scan.seconds for scan in scans.all) > _SLOW_READING:
+        for name in (*TEACHERS, *EXPERTS):
+            stages[name]["cache_dir"] = str(run / "slices")
+            reasons[f"stages.{name}.cache_dir"] = "resized slices on disk, so that scans are read once"
+    for name in _without_held_out(scans):
+        stages[name][_VALIDATION] = _NOT_HELD_OUT[name.rpartition("_")[2]]
+        reasons[f"stages.{name}.{_VALIDATION}"] = "no scan to hold out, so the training scans are scored"
+    network = {"encoder": base.encoder, "sam_checkpoint": base.checkpoint, "image_size": size}
+    return network, stages, reasons
+
+
+def _stage(name: str, kind: str, decoder: str, run: Path) -> dict[str, Any]:
+    level, _, part = name.rpartition("_")
+    stand_in = kind == "stand-in"
+    public = None if stand_in or level not in PUBLIC_TEACHERS else find_file(PUBLIC_TEACHERS[level], run)
+    recipe = {
+        "teacher": LEARNING[public is None].get(name, {}),
+        "expert": LEARNING[stand_in]["expert"],
+        "tuning": LEARNING[stand_in]["fine-tuning"] | {"decoder": decoder},
+    }[part]
+    defaults = {key: default_settings(name)[key] for key in ("learning_rate", "warmup")}
+    settings: dict[str, Any] = {"batch_size": _BATCH_SIZES[kind][part], **defaults, **recipe}
+    if level in PUBLIC_TEACHERS:
+        settings["teacher_network"] = TEACHER_NETWORKS[public is None][level]
+    if public is not None and part == "teacher":
+        settings["initial_checkpoint"] = str(public)
+    return settings | (SMALL_DECODER if stand_in and name == "pixel_expert" else {})
+
+
+def _without_held_out(scans: Scans) -> tuple[str, ...]:
+    """The stages that have no scan to hold out."""
+    if scans.validation:
+        return ()
+    return TRAININGS if len(scans.all) == 1 else ("fine_tuning",)
+
+
+def _reasons(stages: Mapping[str, Mapping[str, Any]], stand_in: bool) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+    recipe = "recipe for the stand-in" if stand_in else "default of the bundle"
+    for name, stage in stages.items():
+        about = {
+            "batch_size": "slices in a step, for this device and its memory",
+            "learning_rate": recipe,
+            "warmup": f"steps of a rising learning rate, at most a fifth of all; {recipe}",
+            "rank": f"of the experts, equal in all stages; {recipe}",
+            "view_size": "pixels, the teacher's input",
+            "decoder": "sam (SAMora) or hierarchical (H-SAMora)",
+            "decoder_features": "small, as the base is",
+            "teacher_network": "a small one, trained from random weights on these scans",
+            "initial_checkpoint": "public weights, found at hand, whose training is continued on these scans",
+        }
+        if stage.get("teacher_network") not in (None, "tiny"):
+            about["teacher_network"] = "the paper's"
+        reasons |= {f"stages.{name}.{key}": about[key] for key in stage}
+    return reasons
