@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,16 @@ def settings_hash(settings: Any) -> str:
 def file_hash(path: str | os.PathLike[str]) -> str:
     """The first 12 digits of the SHA-256 of a file; raise a `MissingFileError` if there is none."""
     try:
-        return file_sha256(path)[:12]
+        stat = os.stat(path)
+        return _file_hash(os.fspath(path), stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise MissingFileError(f"'{path}' cannot be read: {error.strerror}; give the path of the file") from error
+
+
+@lru_cache
+def _file_hash(path: str, size: int, time_ns: int) -> str:
+    # several stages read the same base, whose file may have gigabytes
+    return file_sha256(path)[:12]
 
 
 def scans_hash(scans: Iterable[str]) -> str:

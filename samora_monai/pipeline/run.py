@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from samora_monai.checkpoints.files import read_checkpoint
 from samora_monai.errors import InputError

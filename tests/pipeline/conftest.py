@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from samora_monai.networks import build_segmenter
 from samora_monai.pipeline.record import settings_hash
 from samora_monai.pipeline.stages import Stage
+from samora_monai.synthetic.phantoms import write_phantoms
 
 # trains for some epochs, each of which adds a line to the result; a last checkpoint is a copy of a prepared one
 TRAINING = """
@@ -127,3 +129,20 @@ def make_stages(scan: Path, prepared: Path) -> MakeStages:
         return [expert, tuning, evaluation]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two scans for training, one for validation, two without labels. Not to be changed."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, num_training=2, num_validation=1, num_unlabeled=2, shape=(48, 48, 8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in with random weights."""
+    file = tmp_path_factory.mktemp("base") / "base.pt"
+    torch.manual_seed(0)
+    torch.save(build_segmenter("sam2_mini", 64, 1, 4, experts=()).state_dict(), file)
+    return file
