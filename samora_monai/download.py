@@ -102,21 +102,21 @@ CHECKPOINTS = {  # names of SAM and SAM 2.1 are presets of an encoder
     # the teachers of the patch level; Meta publishes no hash, but the file is compared with the network when it is read
     "mae_vit_l": Checkpoint(f"{SERVER}/mae/pretrain/mae_pretrain_vit_large_full.pth"),
 }
-STAND_IN = "sam2_mini"  # shipped as a file of its name
+STAND_IN = "tiny"  # shipped as a file of its name
 NOT_PUBLISHED = {
     "r50_2x_sk1": "the image teacher is published for TensorFlow only (gs://simclr-checkpoints/simclrv2/pretrained/"
     "r50_2x_sk1); make r50_2x_sk1.pth with the converter github.com/Separius/SimCLRv2-Pytorch",
-    "tiny": "it is to be trained from random weights (--sam_checkpoint none --trainable all); sam2_mini is shipped",
+    "sam2_mini": "it is to be trained from random weights (--sam_checkpoint none --trainable all); tiny is shipped",
 }
 
 
 def download(name: str, bundle: str | os.PathLike[str] = ".") -> Path:
     """Download a checkpoint to where the bundle expects it, compare it with its hash, and return its path.
 
-    A file that is there already is only compared with its hash. The stand-in, `"sam2_mini"`, is copied.
+    A file that is there already is only compared with its hash. The stand-in, `"tiny"`, is copied.
 
     Args:
-        name: one of `CHECKPOINTS`, e.g. `"sam2_tiny"`, the name of its file, or `"sam2_mini"`.
+        name: one of `CHECKPOINTS`, e.g. `"sam2_tiny"`, the name of its file, or `"tiny"`.
         bundle: folder of a bundle; the file is written to its `models`.
 
     Raises:

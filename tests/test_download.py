@@ -67,8 +67,8 @@ def test_unknown_names_and_folders_are_refused(bundle: Path, tmp_path: Path):
         download("sam3", bundle)
     with refused("no checkpoint 'r50_2x_sk1.pth'", "TensorFlow only", "gs://", "converter github.com/"):
         download("r50_2x_sk1.pth", bundle)
-    with refused("no checkpoint 'tiny'", "trained from random weights", "--sam_checkpoint none"):
-        download("tiny", bundle)
+    with refused("no checkpoint 'sam2_mini'", "trained from random weights", "--sam_checkpoint none"):
+        download("sam2_mini", bundle)
     with refused("' is no bundle", "configs/metadata.json", "--bundle_path", error=MissingFileError):
         download("sam2_tiny", tmp_path)
 
@@ -76,23 +76,23 @@ def test_unknown_names_and_folders_are_refused(bundle: Path, tmp_path: Path):
 def test_the_stand_in_is_copied(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """From the package, a file of another version is not overwritten."""
     monkeypatch.setattr(module, "SHIPPED", tmp_path / "weights")
-    with refused("weights/sam2_mini.pt' is missing", "install samora_monai again", error=MissingFileError):
-        download("sam2_mini", bundle)
+    with refused("weights/tiny.pt' is missing", "install samora_monai again", error=MissingFileError):
+        download("tiny", bundle)
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "sam2_mini.pt").write_bytes(CONTENT)
+    (tmp_path / "weights" / "tiny.pt").write_bytes(CONTENT)
     for _ in range(2):
-        target = download("sam2_mini", bundle)
-        assert target == bundle / "models" / "sam2_mini.pt" and target.read_bytes() == CONTENT
+        target = download("tiny", bundle)
+        assert target == bundle / "models" / "tiny.pt" and target.read_bytes() == CONTENT
         assert list((bundle / "models").iterdir()) == [target]
     target.write_bytes(b"others" * 1000)
-    with refused("models/sam2_mini.pt' is not the file that this version ships", "delete it"):
-        download("sam2_mini", bundle)
+    with refused("models/tiny.pt' is not the file that this version ships", "delete it"):
+        download("tiny", bundle)
     assert target.read_bytes() == b"others" * 1000
     target.unlink()
     target.parent.rmdir()
     target.parent.write_text("")
-    with refused("cannot write", "models/sam2_mini.pt'", "choose a writable folder"):
-        download("sam2_mini", bundle)
+    with refused("cannot write", "models/tiny.pt'", "choose a writable folder"):
+        download("tiny", bundle)
 
 
 def test_the_command_prints_the_path_or_one_line(
@@ -121,11 +121,13 @@ def test_the_table_has_every_published_file():
     server = "https://dl.fbaipublicfiles.com"
     published = {name: (f"sam_{name}_", f"{server}/segment_anything") for name in ("vit_b", "vit_l", "vit_h")}
     for prefix, version, date in (("sam2", "2.1", "092824"), ("sam2.0", "2", "072824")):
-        for size in (name.removeprefix("sam2_") for name in PRESETS if name.startswith("sam2_") and name != STAND_IN):
+        for size in (
+            name.removeprefix("sam2_") for name in PRESETS if name.startswith("sam2_") and name != "sam2_mini"
+        ):
             file = f"sam{version}_hiera_{size}.pt"
             published[f"{prefix}_{size}"] = (file, f"{server}/segment_anything_2/{date}")
     assert len(published) == 11 and [*CHECKPOINTS] == [*published, "mae_vit_l"]
-    assert {name for name in PRESETS if name not in CHECKPOINTS} == {"tiny", STAND_IN}
+    assert {name for name in PRESETS if name not in CHECKPOINTS} == {"sam2_mini", STAND_IN}
     for name, (start, url) in published.items():
         entry = CHECKPOINTS[name]
         assert entry.file.startswith(start) and entry.url == f"{url}/{entry.file}"

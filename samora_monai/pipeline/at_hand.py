@@ -10,12 +10,11 @@ import torch
 
 from samora_monai.bundles import bundle_path
 from samora_monai.data.scans import absolute
-from samora_monai.download import CHECKPOINTS
+from samora_monai.download import CHECKPOINTS, SHIPPED, STAND_IN
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import PRESETS
 
-STAND_IN = "sam2_mini"
-STAND_IN_FILE = Path(__file__).parents[1] / "weights" / f"{STAND_IN}.pt"
+STAND_IN_FILE = SHIPPED / f"{STAND_IN}.pt"
 TEACHERS = {"image": "r50_2x_sk1.pth", "patch": "mae_pretrain_vit_large_full.pth"}  # public files
 # Of the bases at hand the first is taken: the fastest at the same number of pixels, then the paper's
 _ORDER = ("sam2_tiny", "vit_b", "sam2_small", "sam2_base_plus", "vit_l", "sam2_large", "vit_h")
@@ -50,13 +49,15 @@ def find_base(encoder: str | None, checkpoint: str | None, run: Path) -> Base:
         file = absolute(checkpoint)
         if not file.is_file():
             raise MissingFileError(f"there is no base '{file}'; give --sam_checkpoint FILE, or leave it out")
-        known = {name: preset for preset, name in CHECKPOINTS.items()} | {STAND_IN_FILE.name: STAND_IN}
+        known = {entry.file: name for name, entry in CHECKPOINTS.items() if name in PRESETS} | {
+            STAND_IN_FILE.name: STAND_IN
+        }
         preset = encoder or known.get(file.name)
         if preset is None:
             raise InputError(f"the name of base '{file}' does not tell its encoder; give --encoder {'|'.join(PRESETS)}")
         return Base(preset, str(file), "given")
     for preset in (encoder,) if encoder else _ORDER:
-        if preset in CHECKPOINTS and (found := find_file(CHECKPOINTS[preset], run)):
+        if preset in CHECKPOINTS and (found := find_file(CHECKPOINTS[preset].file, run)):
             return Base(preset, str(found), f"weights of Meta, found at hand; any other with --encoder {preset}")
     if encoder in (None, STAND_IN):
         if not STAND_IN_FILE.is_file():
@@ -66,7 +67,7 @@ def find_base(encoder: str | None, checkpoint: str | None, run: Path) -> Base:
     if encoder not in CHECKPOINTS:
         raise MissingFileError(f"there are no weights for encoder '{encoder}'; give --sam_checkpoint FILE")
     raise MissingFileError(
-        f"{CHECKPOINTS[encoder]}, the base of --encoder {encoder}, is not at hand; download it with "
+        f"{CHECKPOINTS[encoder].file}, the base of --encoder {encoder}, is not at hand; download it with "
         f"'{_download(encoder)}', or give --sam_checkpoint FILE"
     )
 

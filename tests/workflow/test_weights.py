@@ -120,8 +120,12 @@ def test_sam_is_not_there():
     ("encoder", "image_size", "words"),
     [
         ("vit_b", 64, "download sam_vit_b_01ec64.pth with 'python -m samora_monai.download vit_b' ("),
-        ("sam2_mini", 64, "(sam2_mini), get the shipped one with 'python -m samora_monai.download sam2_mini', or"),
-        ("tiny", 64, "give --sam_checkpoint FILE of this encoder (tiny), or take another encoder and get SAM's vit_b"),
+        ("tiny", 64, "(tiny), get the shipped one with 'python -m samora_monai.download tiny', or"),
+        (
+            "sam2_mini",
+            64,
+            "give --sam_checkpoint FILE of this encoder (sam2_mini), or take another encoder and get SAM's vit_b",
+        ),
     ],
 )
 def test_where_the_base_of_an_encoder_comes_from(encoder: str, image_size: int, words: str):
