@@ -124,7 +124,7 @@ def test_sam_is_not_there():
         (
             "sam2_mini",
             64,
-            "give --sam_checkpoint FILE of this encoder (sam2_mini), or take another encoder and get SAM's vit_b",
+            "give --sam_checkpoint FILE of this encoder (sam2_mini), or take another",
         ),
     ],
 )
