@@ -82,7 +82,11 @@ def train(folder: Path, run: Path, compare: bool = False, dry_run: bool = False,
     if dry_run:
         print((run / "plan.yaml").read_text(encoding="utf-8"))
         for stage in stages:
-            print(f"# {stage.name}\n{shown(stage.command())}")
+            copies = f"mkdir -p {quoted(str(stage.folder.parent))}; " if stage.last else ""
+            copies += (
+                f"cp -r {quoted(str(bundle_path(stage.bundle)))} {quoted(str(stage.folder))}\n" if stage.last else ""
+            )
+            print(f"# {stage.name}\n{copies}{shown(stage.command())}")
         return
     run_stages(stages, run, made.run["jobs"], made.run["threads"])
     print(outcome(stages, run), flush=True)
@@ -169,7 +173,10 @@ def _origin(run: Path, folder: Path) -> Record:
 def _writable(run: Path, folder: Path) -> Path:
     if absolute(run) == folder:
         raise InputError(f"'{folder}' holds the scans; give another folder with --output, RUN/ in it for example")
-    return check_output_dir(run)
+    try:
+        return check_output_dir(run)
+    except InputError as error:  # the remedy names an option of the bundles
+        raise InputError(str(error).replace("--output_dir", "--output")) from error
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
