@@ -15,7 +15,8 @@ def outcome(stages: list[Stage], run: Path) -> str:
     """Text about the results of finished stages."""
     scorings = {SYSTEMS[stage.name]: stage for stage in stages if stage.name in SYSTEMS}
     samora = scorings["SAMora"]
-    lines = ["", f"Dice, mean of {len(samora.scans) // 2} scans"]
+    count = len(samora.scans) // 2  # with their labels
+    lines = ["", "Dice of one scan" if count == 1 else f"Dice, mean of {count} scans"]
     lines.append(dice_table({system: stage.results[0] for system, stage in scorings.items()}))
     lines += [samora.note] if samora.note else []
     files = {"report": samora.results[1], "model": run / "samora" / "models" / "model.pt"}

@@ -80,7 +80,7 @@ def test_one_labelled_scan_is_enough(tmp_path: Path, phantoms: Path, base: Path)
     run = tmp_path / "run"
     write_lists(phantoms, run, validation=False)
     text = whole(run, base)
-    assert "Dice, mean of 1 scans" in text and "the figures are of the training scans" in text
+    assert "Dice of one scan\n" in text and "the figures are of the training scans" in text
     report = (run / "results" / "samora" / "report.html").read_text()
     assert "1 (training)" in report and report.count("These are the scans that the model was trained on.") == 2
     assert len(list((run / "predictions").iterdir())) == 4
