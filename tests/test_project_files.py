@@ -16,10 +16,8 @@ import pytest
 import yaml
 
 import samora_monai
-from samora_monai import demo
 from samora_monai.bundles import bundle_path
 from samora_monai.errors import MissingFileError
-from samora_monai.networks import LEVELS
 from tests.tiny import refused
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +90,7 @@ OTHER_OPTIONS = {
     "monai.bundle": "bundle_path meta_file filepath _meta_ ckpt_file input_shape use_trace converter_kwargs",
     "torchrun": "standalone nnodes nproc_per_node rdzv_id rdzv_backend rdzv_endpoint rdzv_",
     "sbatch": "job-name nodes ntasks-per-node gpus-per-node cpus-per-task gpus time requeue array output",
+    "samora": "output hours steps jobs compare dry_run",
     "others": "index-url no-deps logdir backend-store-uri conf help",
 }
 
@@ -112,18 +111,6 @@ def test_names_of_code_in_the_documentation_exist():
     assert len(named) > 20
     for room, name in named:
         assert hasattr(getattr(samora_monai, room), name) or (ROOT / "samora_monai" / room / f"{name}.py").exists()
-
-
-def test_the_settings_of_the_demo_exist():
-    """The demo takes minutes, so its commands are compared with the configs here."""
-    runs = [("segmentation", ["train"], demo.TINY | demo.BASE | demo.FINE_TUNING)]
-    runs += [(f"{level}_expert", ["train"], demo.TINY | demo.EXPERT) for level in LEVELS]
-    for level, teacher in demo.TEACHERS.items():
-        runs.append((f"{level}_expert", ["train", "teacher"], demo.TEACHER | teacher))
-    for bundle, configs, settings in runs:
-        files = [bundle_path(f"samora_{bundle}") / "configs" / f"{name}.yaml" for name in configs]
-        known = set().union(*(yaml.load(file.read_text(), yaml.BaseLoader) for file in files))
-        assert settings.keys() <= known, f"{bundle}: {settings.keys() - known}"
 
 
 def test_no_merge_is_half_done():

@@ -19,7 +19,7 @@ from typing import Any
 from samora_monai.bundles import bundle_path
 from samora_monai.data.label_files import check_output_dir
 from samora_monai.data.scans import absolute
-from samora_monai.errors import InputError, MissingFileError
+from samora_monai.errors import InputError, MissingFileError, one_line
 from samora_monai.networks.config import DECODERS, PRESETS
 from samora_monai.pipeline.bundle_process import bundle_command, quoted, run_visibly, shown
 from samora_monai.pipeline.outcome import outcome
@@ -233,9 +233,11 @@ def exit_codes() -> Iterator[None]:
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
     except OSError as error:
-        where = f" '{error.filename}'" if error.filename else ""
-        text = f"error: cannot use{where}: {error.strerror or error}; correct that and repeat the command"
-        raise SystemExit(f"{text}, what is finished is kept") from error
+        where = f" ('{error.filename}')" if error.filename else ""
+        raise SystemExit(
+            f"error: {error.strerror or one_line(error)}{where}; correct that and repeat the command, what is finished "
+            "is kept"
+        ) from error
     except KeyboardInterrupt:
         print("\nstopped; what is finished is kept, the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None

@@ -95,7 +95,7 @@ def progress_line(
         total: number of stages.
     """
     which = " and ".join(map(str, sorted(numbers)))
-    what = "  ".join(f"{name}: {at.text or 'starting'}" for name, at in running.items())
+    what = "  ".join(f"{name}: {at.text or 'runs'}" for name, at in running.items())
     end = f"  left about {duration(left)}" if left is not None else ""
     start = f"stage {which} of {total}  "
     room = max(width - len(start) - len(end), 0)

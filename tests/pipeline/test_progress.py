@@ -51,7 +51,7 @@ def test_the_time_left_follows_the_measured_rate():
 def test_the_progress_line_fits_the_terminal():
     running = {"image_expert": Position("epoch 2/4 45.0%", 0.45, 9), "pixel_expert": Position()}
     line = progress_line([5, 3], 9, running, 3725, 200)
-    assert line == "stage 3 and 5 of 9  image_expert: epoch 2/4 45.0%  pixel_expert: starting  left about 01:02:05"
+    assert line == "stage 3 and 5 of 9  image_expert: epoch 2/4 45.0%  pixel_expert: runs  left about 01:02:05"
     short = progress_line([5, 3], 9, running, 3725, 60)
     assert len(short) == 60 and short.endswith("...  left about 01:02:05")
     assert len(progress_line([5, 3], 9, running, None, 10)) == 10
