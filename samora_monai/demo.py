@@ -18,6 +18,7 @@ from samora_monai.data import case_name
 from samora_monai.data.datalist import find_cases
 from samora_monai.networks.config import DECODERS
 from samora_monai.pictures.overlay import axial_slices, save_overlay_png, slice_with_most_classes
+from samora_monai.pipeline.at_hand import STAND_IN
 from samora_monai.pipeline.command import exit_codes, predict, train
 from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
 
@@ -51,7 +52,7 @@ def main() -> None:
         if not (scans / "dataset.json").is_file():
             write_phantoms(scans, LABELLED, VALIDATION, UNLABELLED)
             print(f"wrote synthetic abdominal scans to {scans}", flush=True)
-        train(scans, args.folder, compare=True, encoder="sam2_mini", decoder=args.decoder)
+        train(scans, args.folder, compare=True, encoder=STAND_IN, decoder=args.decoder)
         picture = draw(args.folder)
     print(f"\npicture {picture}\ntook    {time.monotonic() - start:.0f} s")
 
