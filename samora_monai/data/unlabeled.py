@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +63,14 @@ class UnlabeledScans:
 
     def counts(self) -> dict[str, int]:
         """Number of scans of each format that occurs, training and validation together."""
-        found = Counter(item["format"] for item in self.training + self.validation)
+        format_of_scan = {item["image"]: item["format"] for item in self.training + self.validation}
+        found = Counter(format_of_scan.values())
         return {name: found[name] for name in FORMATS if found[name]}
+
+    def without_held_out(self) -> UnlabeledScans:
+        """Train on all scans, and score each epoch on them too, as where there is a single scan."""
+        scans = {item["image"]: item for item in self.training + self.validation}
+        return replace(self, training=tuple(scans.values()), validation=tuple(scans.values()))
 
 
 def find_unlabeled(

@@ -102,9 +102,11 @@ def test_a_quarter_of_the_labelled_scans_is_held_out(count: int, validation: int
 def test_a_single_scan_is_its_own_validation_at_all_levels(data: Path, run: Path):
     plan = planned(labelled(data), run)
     for name in (*TEACHERS, *EXPERTS):
-        assert plan.stages[name]["validate::dataset::data"] == "$@scans.training"
+        assert plan.stages[name]["scans"].endswith(".without_held_out()")
+    scans = find_unlabeled(run / "data").without_held_out()
+    assert scans.training == scans.validation and len(scans.training) == 1 and scans.counts() == {"NIfTI": 1}
     ct(data / "u.nii.gz", seed=9)
-    assert "validate::dataset::data" not in planned(data, run).stages["pixel_expert"]
+    assert "scans" not in planned(data, run).stages["pixel_expert"]
 
 
 def test_fifteen_classes_some_of_them_absent(data: Path, run: Path):

@@ -30,9 +30,12 @@ _SMALL_BATCH = 2  # contrastive learning needs two slices
 _GIGABYTE = 1e9
 _OF_A_PROCESS = 1.0  # GB, without the network
 _SLOW_READING = 60.0  # seconds
-_NOT_HELD_OUT = {"expert": "$@scans.training", "tuning": "$@data_set.cases.training"}
-_NOT_HELD_OUT["teacher"] = _NOT_HELD_OUT["expert"]
-_VALIDATION = "validate::dataset::data"
+# Settings of stages that have no scan to hold out
+_ALONE = {"scans": "$samora_monai.data.find_unlabeled(@unlabeled, @datalist).without_held_out()"}
+_NOT_HELD_OUT = {
+    **dict.fromkeys((*TEACHERS, *EXPERTS), _ALONE),
+    "fine_tuning": {"validate::dataset::data": "$@data_set.cases.training"},
+}
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,9 @@ def network_settings(
             stages[name]["cache_dir"] = str(run / "slices")
             reasons[f"stages.{name}.cache_dir"] = "resized slices on disk, so that scans are read once"
     for name in _without_held_out(scans):
-        stages[name][_VALIDATION] = _NOT_HELD_OUT[name.rpartition("_")[2]]
-        reasons[f"stages.{name}.{_VALIDATION}"] = "no scan to hold out, so the training scans are scored"
+        stages[name] |= _NOT_HELD_OUT[name]
+        why = "no scan to hold out, so epochs are scored on the training scans"
+        reasons |= {f"stages.{name}.{key}": why for key in _NOT_HELD_OUT[name]}
     network = {"encoder": base.encoder, "sam_checkpoint": base.checkpoint, "image_size": size}
     return network, stages, reasons
 
