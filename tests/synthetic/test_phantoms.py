@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 from monai.transforms import Compose, EnsureChannelFirstd
+from scipy import ndimage
 
 from samora_monai.data import CheckCased, LoadCased, find_cases, resolve_class_names
 from samora_monai.synthetic import phantoms
@@ -20,6 +22,8 @@ from samora_monai.synthetic.phantoms import (
     make_phantom,
     write_phantoms,
 )
+from samora_monai.synthetic.scanner import acquire
+from samora_monai.synthetic.volume import Volume
 
 
 def test_folder_is_a_data_set(tmp_path):
@@ -87,6 +91,69 @@ def test_no_threshold_finds_the_organs():
         band = (image >= low) & (image <= high)
         dice = 2 * (band & (label == organ)).sum() / (band.sum() + (label == organ).sum())
         assert dice < 0.6
+
+
+def case_arrays(case: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image in HU and label on a RAS grid."""
+    image, label = (nib.as_closest_canonical(nifti) for nifti in make_phantom(case))
+    return image.get_fdata(), np.asarray(label.dataobj)
+
+
+def test_no_two_cases_are_alike():
+    """Organs differ in size, place and density."""
+    cases = [case_arrays(case) for case in range(1, 6)]
+    depth = min(label.shape[2] for _, label in cases)
+    for pair in itertools.combinations(cases, 2):
+        for organ in range(1, 6):
+            one, other = ((label == organ)[..., -depth:] for _, label in pair)
+            assert 2 * (one & other).sum() / (one.sum() + other.sum()) < 0.9
+    for organ in (SPLEEN, LIVER, AORTA):
+        assert np.ptp([np.median(image[label == organ]) for image, label in cases]) > 5
+
+
+@pytest.mark.parametrize("case", [1, 2, 3, 4])
+def test_it_shows_what_ct_shows(case: int):
+    """Air in lungs or bowel, fat, soft tissue and bone in the body, and organs with texture and one smooth outline."""
+    image, label = case_arrays(case)
+    body = ndimage.binary_opening(image > -250, iterations=2)
+    body = ndimage.binary_fill_holes(body, np.ones((3, 3, 1)))  # in each slice
+    share = {
+        name: ((image > low) & (image < high) & body).sum() / body.sum()
+        for name, low, high in (("air", -1100, -600), ("fat", -150, -50), ("soft", 0, 200), ("bone", 300, 2000))
+    }
+    assert 0.002 < share["air"] < 0.1 and 0.2 < share["fat"] < 0.55
+    assert 0.3 < share["soft"] < 0.7 and 0.005 < share["bone"] < 0.08
+    for organ in range(1, 6):
+        part = label == organ
+        pieces, number = ndimage.label(part)
+        assert ndimage.sum(part, pieces, range(1, number + 1)).max() > 0.95 * part.sum()
+        core = ndimage.binary_erosion(part, iterations=2)
+        assert 6 < image[core].std() < 45  # vessels, texture, noise
+        opened = ndimage.binary_opening(part, ndimage.generate_binary_structure(3, 1))
+        assert opened.sum() > 0.85 * part.sum()
+
+
+def test_noise_is_stronger_in_the_centre_and_correlated():
+    """In a volume of one tissue; without the slow waves of beam hardening."""
+    v = Volume((96, 96, 16), np.random.default_rng(0))
+    v.hu[:] = 40
+    noise = acquire(v, np.ones((96, 96, 16), np.float32)) - 40
+    noise -= ndimage.gaussian_filter(noise, 4)
+    center, rim = noise[40:56, 40:56], noise[:16, :16]
+    assert 1.5 < center.std() / rim.std() < 3.5
+    beside = np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1]
+    apart = np.corrcoef(noise[6:].ravel(), noise[:-6].ravel())[0, 1]
+    assert 0.2 < beside < 0.8 and abs(apart) < 0.2
+
+
+def test_borders_are_partial_volumes():
+    """A voxel that a surface halves has the mean of both sides, and the label of the larger part."""
+    v = Volume((64, 64, 8), np.random.default_rng(0))
+    distance = np.broadcast_to(np.linspace(-1, 1, 64)[:, None, None], (64, 64, 8)) - 0.0159  # a plane in voxel 32
+    v.paint(distance, 1000, 3)
+    assert set(v.label[31].ravel()) == {3} and set(v.label[33].ravel()) == {0}
+    assert v.hu[32, 0, 0] == pytest.approx(0, abs=30)
+    assert v.hu[30, 0, 0] == 1000 and v.hu[34, 0, 0] == -1000
 
 
 def test_command(tmp_path, monkeypatch, capsys):
