@@ -193,6 +193,11 @@ def test_report_names_what_was_not_copied():
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
 def test_a_full_disk_is_named_though_torch_replaces_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save = torch.save
-    monkeypatch.setattr(torch, "save", lambda content, stream: save(content, open("/dev/full", "wb", buffering=0)))
+
+    def save_to_full_disk(content: object, _: object) -> None:
+        with open("/dev/full", "wb", buffering=0) as stream:
+            save(content, stream)
+
+    monkeypatch.setattr(torch, "save", save_to_full_disk)
     with refused("cannot write", "No space left on device"):
         write_checkpoint({"a": torch.zeros(100_000)}, tmp_path / "x.pt")
