@@ -167,8 +167,11 @@ def write_checkpoint(content: Any, path: str | os.PathLike[str]) -> None:
             torch.save(content, stream)
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError as e:
-        raise InputError(f"cannot write {str(path)!r}: {e.strerror or e}; choose a writable folder") from e
+    except (OSError, RuntimeError) as e:
+        cause = e if isinstance(e, OSError) else e.__context__  # torch's own error replaces that of a full disk
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(f"cannot write {str(path)!r}: {cause.strerror or cause}; choose a writable folder") from e
 
 
 def copy_strictly(net: nn.Module, state: Mapping[str, Tensor], wanted: list[str], name: str, remedy: str) -> list[str]:

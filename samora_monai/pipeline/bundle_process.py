@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,8 @@ from samora_monai.errors import InputError
 from samora_monai.report.provenance import quoted
 
 _GRACE = 10.0  # seconds for a process to end itself
-_TAIL = 8192  # bytes at the end of a log that hold its last lines
+_TAIL = 1 << 16  # bytes at the end of a log that hold its last lines, or a traceback of MONAI
+_EXCEPTION = re.compile(r"[A-Za-z_.]+(Error|Exception): .")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
@@ -184,10 +186,15 @@ def last_lines(log: Path) -> list[str]:
 
 
 def error_line(log: Path) -> str:
-    """The line of a log that says why its process failed: a user's mistake in one line, or else the last line."""
+    """The line of a log that says why its process failed.
+
+    A user's mistake in one line, or else the first exception, which MONAI wraps in others, or else the last line.
+    """
     lines = last_lines(log)
-    mistakes = [line for line in lines[-20:] if line.startswith("error: ")]
-    return (mistakes or lines or ["none"])[-1].removeprefix("error: ")
+    start = max((number for number, line in enumerate(lines) if line.startswith("$ ")), default=-1) + 1  # of this run
+    mistakes = [line for line in lines[start:] if line.startswith("error: ")]
+    exceptions = [line for line in lines[start:] if _EXCEPTION.match(line)]
+    return (mistakes[-1:] or exceptions[:1] or lines[-1:] or ["none"])[0].removeprefix("error: ")
 
 
 def _end(process: subprocess.Popen[bytes], own_group: bool) -> None:

@@ -188,3 +188,16 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
 def test_report_names_what_was_not_copied():
     report = LoadReport("'sam.pth'", ["a", "b"], ["r"], ["k1", "k2", "k3", "k4"])
     assert str(report) == "'sam.pth': copied 2; resized 1 (r); kept as initialised 4 (k1, k2, k3, ...); dropped 0"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
+def test_a_full_disk_is_named_though_torch_replaces_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save = torch.save
+
+    def save_to_full_disk(content: object, _: object) -> None:
+        with open("/dev/full", "wb", buffering=0) as stream:
+            save(content, stream)
+
+    monkeypatch.setattr(torch, "save", save_to_full_disk)
+    with refused("cannot write", "No space left on device"):
+        write_checkpoint({"a": torch.zeros(100_000)}, tmp_path / "x.pt")

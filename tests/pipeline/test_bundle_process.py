@@ -52,7 +52,7 @@ def test_the_line_of_a_log_that_says_why(tmp_path: Path):
     assert error_line(log) == "none"
     log.write_text("epoch 1\nerror: no scans in '/data'\nwarning: leaked semaphore\n\n")
     assert error_line(log) == "no scans in '/data'"
-    log.write_text("Traceback\n  ...\nValueError: three\n")
+    log.write_text("error: old\n$ python\nTraceback\nValueError: three\nTraceback\nRuntimeError: Failed\n  '@a'\n")
     assert error_line(log) == "ValueError: three"
     log.write_bytes(b"x" * 100_000 + b"\n\xff end\n")
     assert error_line(log) == "\ufffd end"

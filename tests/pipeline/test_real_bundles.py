@@ -83,9 +83,9 @@ def test_one_labelled_scan_is_enough(tmp_path: Path, phantoms: Path, base: Path)
     assert "Dice of one scan\n" in text and "the figures are of the training scans" in text
     report = (run / "results" / "samora" / "report.html").read_text()
     assert "1 (training)" in report and report.count("These are the scans that the model was trained on.") == 2
-    assert len(list((run / "predictions").iterdir())) == 4
+    assert len(list((run / "predictions").rglob("*_seg.nii.gz"))) == 4  # in the folders of their scans
 
     scan = next((phantoms / "imagesVal").iterdir())
     assert predict(run, scan, tmp_path / "out", device="cpu") == 0
-    label = next((tmp_path / "out").iterdir())
-    assert label.read_bytes() == (run / "predictions" / label.name).read_bytes()
+    (label,) = (tmp_path / "out").iterdir()
+    assert label.read_bytes() == (run / "predictions" / "imagesVal" / label.name).read_bytes()

@@ -101,7 +101,7 @@ def test_what_runs_beside_a_failed_stage_is_ended(folder: Path, make_stages: Mak
     [
         ("import os; os.kill(os.getpid(), 9)", ("signal 9 ended it, perhaps for want of memory",)),
         ("print('nothing done')", ("it ended without '", "models/model.pt'")),
-        ("raise ValueError('three\\nlines')", ("failed: lines; log",)),
+        ("raise ValueError('three\\nlines')", ("failed: ValueError: three; log",)),
     ],
 )
 def test_every_end_of_a_stage_is_told_apart(folder: Path, make_stages: MakeStages, script: str, words: tuple[str, ...]):
