@@ -46,8 +46,8 @@ class Plan:
             `num_workers`; `jobs` is the number of runs at a time and `threads` the number of threads of each; `hours`
             the time budget, None if the steps were given; `seed`.
         stages: for each of `TRAININGS` its `steps`, `epochs` (equal parts of the steps, each of which ends with a
-            validation and a checkpoint), `batch_size`, `learning_rate`, `warmup`, and any other setting of that bundle;
-            for `inference` `slices_per_pass`.
+            checkpoint; with a validation too, unless `val_interval` is given), `batch_size`, `learning_rate`, `warmup`,
+            and any other setting of that bundle; for `inference` `slices_per_pass`.
         reasons: the reason for a setting, by its key, e.g. `"data.modality"`; comments in the file.
 
     Raises:
@@ -154,8 +154,9 @@ def _check_run(run: Mapping[str, Any]) -> None:
 
 
 def _check_stage(stage: str, settings: Mapping[str, Any]) -> None:
-    names = ("epochs", "batch_size", "learning_rate", "warmup")
-    _checked(f"stages.{stage}", check_run_settings, **{name: settings[name] for name in names})
+    names = ("epochs", "val_interval", "batch_size", "learning_rate", "warmup")
+    given = {name: settings[name] for name in names if name in settings}
+    _checked(f"stages.{stage}", check_run_settings, **given)
     steps, epochs = settings["steps"], settings["epochs"]
     if not is_whole(steps, 1) or steps % epochs:
         raise InputError(
@@ -168,5 +169,5 @@ def _checked(section: str, check: Any, *args: Any, **settings: Any) -> None:
     try:
         check(*args, **settings)
     except InputError as error:
-        named = str(error).split()[0] in (*_DATA, *_NETWORK, *_RUN, *_STAGE, "slices_per_pass")
+        named = str(error).split()[0] in (*_DATA, *_NETWORK, *_RUN, *_STAGE, "val_interval", "slices_per_pass")
         raise InputError(f"{section}{'.' if named else ': '}{error}") from error

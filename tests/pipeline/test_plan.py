@@ -50,6 +50,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("stages.pixel_expert.steps", 41, "stages.pixel_expert.steps must be a multiple of its epochs (4)"),
     ("stages.pixel_expert.learning_rate", "fast", "stages.pixel_expert.learning_rate must be a number above 0"),
     ("stages.pixel_expert.teacher_network", "tiny", "stages.pixel_expert.teacher_network is no setting of a plan"),
+    ("stages.pixel_expert.val_interval", 0, "stages.pixel_expert.val_interval must be a whole number of at least 1"),
     ("stages.image_expert.rank", 4, "stages.image_expert.rank is 4 but that of stages.fine_tuning is 8"),
     ("stages.fine_tuning.decoder", "unet", "network: unknown decoder 'unet'"),
     (

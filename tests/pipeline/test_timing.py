@@ -12,7 +12,7 @@ from samora_monai.errors import InputError
 from samora_monai.pipeline.plan import EXPERTS, TEACHERS, TRAININGS
 from samora_monai.pipeline.planning import timing
 from samora_monai.pipeline.planning.lengths import Lengths, with_enough_steps
-from samora_monai.pipeline.planning.timing import START_UP, Speed, Work, fit_steps, given_steps
+from samora_monai.pipeline.planning.timing import START_UP, Length, Speed, Work, fit_steps, given_steps
 from tests.pipeline.scans import ct, labels, planned
 from tests.tiny import refused
 
@@ -36,7 +36,7 @@ def test_the_budget_is_shared_between_the_stages():
 
 def test_runs_side_by_side_leave_time_for_more_steps():
     """Two teachers, then two experts, with the pixel expert after the first of these, and the fine-tuning alone."""
-    one, two = ({name: count for name, (count, _) in fit_steps(1, 0, SPEED, WORK, n)[0].items()} for n in (1, 2))
+    one, two = ({name: count for name, (count, *_) in fit_steps(1, 0, SPEED, WORK, n)[0].items()} for n in (1, 2))
     left = 0.85 * 3600 - 5 * START_UP  # pixel level starts with the second job that is free: 3 + 1 + 1 runs in a row
     assert two["fine_tuning"] == pytest.approx(left * 4 / 7 / 2, rel=0.05)
     assert two["fine_tuning"] > 1.2 * one["fine_tuning"]
@@ -58,15 +58,16 @@ def test_other_work_takes_its_time_from_the_steps():
 
 def test_validations_take_a_fifth_of_a_stage_at_most():
     slow = replace(WORK, validation=dict.fromkeys(TRAININGS, 30.0))
-    for stage, (count, epochs) in fit_steps(1, 0, SPEED, slow, 1)[0].items():
-        seconds = count * SPEED.steps[stage]
-        assert epochs * 30 <= 0.21 * seconds or epochs == 1
+    for stage, length in fit_steps(1, 0, SPEED, slow, 1)[0].items():
+        assert length.epochs == 10  # checkpoints cost little
+        assert 30 * length.validations <= 0.21 * length.steps * SPEED.steps[stage]
+        assert (length.validations, length.val_interval) == ((5, 2) if stage == "fine_tuning" else (1, 10))
 
 
 def test_no_stage_gets_more_steps_than_are_useful():
     few = replace(WORK, most=dict.fromkeys(TRAININGS, 100) | {"fine_tuning": 300})
     steps, seconds = fit_steps(10, 0, SPEED, few, 1)
-    assert {stage: count for stage, (count, _) in steps.items()} == few.most
+    assert {stage: count for stage, (count, *_) in steps.items()} == few.most
     assert seconds < 2000
 
 
@@ -82,7 +83,7 @@ def test_a_smaller_input_is_taken_where_the_fine_tuning_gets_too_few_steps():
 
     def fit(size: int) -> Lengths:
         tried.append(size)
-        return Lengths({"fine_tuning": (75 * 256**2 // size**2, 1)}, {}, 0.0)
+        return Lengths({"fine_tuning": Length(75 * 256**2 // size**2, 1, 1)}, {}, 0.0)
 
     assert with_enough_steps(256, 96, fit)[0] == 128 and tried == [256, 128]
     assert with_enough_steps(256, 160, fit)[0] == 160
@@ -93,7 +94,7 @@ def test_the_smallest_input_is_tried_before_a_budget_is_refused():
     def fit(size: int) -> Lengths:
         if size > 128:
             raise InputError("too short")
-        return Lengths({"fine_tuning": (50, 1)}, {}, 0.0)
+        return Lengths({"fine_tuning": Length(50, 1, 1)}, {}, 0.0)
 
     assert with_enough_steps(256, 128, fit)[0] == 128
     with refused("too short"):
@@ -102,8 +103,8 @@ def test_the_smallest_input_is_tried_before_a_budget_is_refused():
 
 def test_given_steps_have_whole_epochs():
     for count in (1, 7, 50, 333, 10_000):
-        for stage, (steps, epochs) in given_steps(count).items():
-            assert steps % epochs == 0 and 1 <= epochs <= 10
+        for stage, (steps, epochs, val_interval) in given_steps(count).items():
+            assert steps % epochs == 0 and 1 <= epochs <= 10 and val_interval == 1
             assert steps == pytest.approx(count * (0.8 if stage in TEACHERS else 1), abs=9)
 
 

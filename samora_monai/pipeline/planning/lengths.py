@@ -13,7 +13,7 @@ from samora_monai.errors import InputError
 from samora_monai.pipeline.plan import EXPERTS, TEACHERS, TRAININGS
 from samora_monai.pipeline.planning.decisions import STEP, plane
 from samora_monai.pipeline.planning.stage_settings import Scans
-from samora_monai.pipeline.planning.timing import SAMORA, SHARES, Speed, Work, fit_steps, measure
+from samora_monai.pipeline.planning.timing import SAMORA, SHARES, Length, Speed, Work, fit_steps, measure
 
 _PASSES = {**dict.fromkeys(TEACHERS, 100), **dict.fromkeys(EXPERTS, 20), "fine_tuning": 200}  # over the slices, at most
 _MOST_STEPS = 3000  # where these passes are shorter
@@ -30,12 +30,12 @@ class Lengths:
     """Lengths of the stages.
 
     Args:
-        stages: steps and epochs of each stage.
+        stages: length of each stage.
         reasons: the reason for the steps of each stage, by the key in the plan.
         seconds: expected time of the whole pipeline.
     """
 
-    stages: Mapping[str, tuple[int, int]]
+    stages: Mapping[str, Length]
     reasons: Mapping[str, str]
     seconds: float
 
@@ -81,7 +81,7 @@ def stage_lengths(
     spent = time.monotonic() - start
     lengths, seconds = fit_steps(hours, spent, speed, work, machine["jobs"])
     reasons = {}
-    for name, (count, _) in lengths.items():
+    for name, (count, *_) in lengths.items():
         limit = ", the most that seems useful" if count >= work.most[name] else f", {SHARES[name]:.0%} of the work"
         reasons[f"stages.{name}.steps"] = f"measured {speed.steps[name]:.2g} s a step{limit}"
     return Lengths(lengths, reasons, spent + seconds)
@@ -106,7 +106,7 @@ def with_enough_steps(size: int, lowest: int, fit: Callable[[int], Lengths]) -> 
                 raise
             size = lowest
             continue
-        part = found.stages["fine_tuning"][0] / _ENOUGH
+        part = found.stages["fine_tuning"].steps / _ENOUGH
         if part >= 1 or size == lowest:
             return size, found
         size = max(lowest, STEP * int(size * math.sqrt(part) / STEP))  # time grows with the number of pixels

@@ -119,10 +119,11 @@ def make_plan(
         why = {f"stages.{name}.steps": "as given for the fine-tuning, others in proportion" for name in lengths}
         reasons["run.hours"] = "steps were given"
     reasons |= why | {"run.seed": "of every run, and of the choice of scans for validation"}
-    for name, (count, epochs) in lengths.items():
-        reasons[f"stages.{name}.epochs"] = "equal parts of the steps; each ends with a validation and a checkpoint"
-        stages[name] = {"steps": count, "epochs": epochs, **stages[name]}
-        stages[name]["warmup"] = min(stages[name]["warmup"], count // 5)
+    for name, length in lengths.items():
+        reasons[f"stages.{name}.epochs"] = "equal parts of the steps; each ends with a checkpoint, to go on from"
+        reasons[f"stages.{name}.val_interval"] = "epochs from one validation to the next, which takes time"
+        stages[name] = {**length._asdict(), **stages[name]}
+        stages[name]["warmup"] = min(stages[name]["warmup"], length.steps // 5)
     stages["inference"] = {"slices_per_pass": _SLICES_PER_PASS}
     reasons["stages.inference.slices_per_pass"] = "slices in one forward pass"
     plan = Plan(data, network, {**machine, "hours": hours, "seed": seed}, stages, reasons)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.bundle import ConfigParser
@@ -68,6 +68,19 @@ class Work:
     prediction: float
     most: Mapping[str, int]
     compare: bool = False
+
+
+class Length(NamedTuple):
+    """Length of a stage: its steps, the epochs that they are divided into, and the epochs between validations."""
+
+    steps: int
+    epochs: int
+    val_interval: int
+
+    @property
+    def validations(self) -> int:
+        """Number of validations; the last epoch has one."""
+        return -(-self.epochs // self.val_interval)
 
 
 def measure(settings: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any], plane: tuple[int, int]) -> Speed:
@@ -168,10 +181,8 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fit_steps(
-    hours: float, spent: float, speed: Speed, work: Work, jobs: int
-) -> tuple[dict[str, tuple[int, int]], float]:
-    """Return steps and epochs of each stage so that the pipeline ends within its budget, and its seconds.
+def fit_steps(hours: float, spent: float, speed: Speed, work: Work, jobs: int) -> tuple[dict[str, Length], float]:
+    """Return the length of each stage so that the pipeline ends within its budget, and its seconds.
 
     Each stage gets its share of `SHARES` of the time that is left; its steps are at least `FEWEST` and at most
     `work.most`.
@@ -186,7 +197,7 @@ def fit_steps(
     """
     limit = _OF_BUDGET * 3600 * hours - spent
 
-    def plan(total: float) -> dict[str, tuple[int, int]]:
+    def plan(total: float) -> dict[str, Length]:
         steps = {stage: int(total * share / speed.steps[stage]) for stage, share in SHARES.items()}
         steps = {stage: max(FEWEST[stage], min(count, work.most[stage])) for stage, count in steps.items()}
         return {
@@ -209,25 +220,28 @@ def fit_steps(
     return found, _wall(found, speed, work, jobs)
 
 
-def given_steps(steps: int) -> dict[str, tuple[int, int]]:
-    """Steps and epochs of each stage if those of the fine-tuning are given; the others in proportion."""
+def given_steps(steps: int) -> dict[str, Length]:
+    """Length of each stage if the steps of the fine-tuning are given; the others in proportion."""
     ratios = {**dict.fromkeys(TEACHERS, 0.8), **dict.fromkeys(EXPERTS, 1.0), "fine_tuning": 1.0}
     counts = {stage: max(1, round(ratio * steps)) for stage, ratio in ratios.items()}
     return {stage: _whole_epochs(count, 1.0, 0.0) for stage, count in counts.items()}
 
 
-def _whole_epochs(steps: int, seconds: float, validation: float) -> tuple[int, int]:
-    """Number of steps, rounded up to whole epochs, and of epochs, so few that validations take a part of the time."""
-    affordable = int(_VALIDATION * seconds / validation) if validation else _EPOCHS
-    epochs = max(1, min(_EPOCHS, steps // _STEPS_OF_AN_EPOCH, affordable))
-    return -(-steps // epochs) * epochs, epochs
+def _whole_epochs(steps: int, seconds: float, validation: float) -> Length:
+    """Divide steps, rounded up, into epochs; so few of these are validated that this takes a part of the time."""
+    epochs = max(1, min(_EPOCHS, steps // _STEPS_OF_AN_EPOCH))
+    affordable = max(1, int(_VALIDATION * seconds / validation)) if validation else epochs
+    return Length(-(-steps // epochs) * epochs, epochs, -(-epochs // min(epochs, affordable)))
 
 
-def _wall(plan: Mapping[str, tuple[int, int]], speed: Speed, work: Work, jobs: int) -> float:
+def _wall(plan: Mapping[str, Length], speed: Speed, work: Work, jobs: int) -> float:
     """Seconds of a pipeline whose runs start as soon as those that they need are done and one of `jobs` is free."""
     times = {
-        stage: START_UP + work.reading[stage] + steps * speed.steps[stage] + epochs * work.validation[stage]
-        for stage, (steps, epochs) in plan.items()
+        stage: START_UP
+        + work.reading[stage]
+        + length.steps * speed.steps[stage]
+        + length.validations * work.validation[stage]
+        for stage, length in plan.items()
     }
     needs: dict[str, tuple[str, ...]] = dict.fromkeys((*TEACHERS, "pixel_expert"), ())
     needs |= {"image_expert": ("image_teacher",), "patch_expert": ("patch_teacher",), "fine_tuning": EXPERTS}
