@@ -17,9 +17,9 @@ from samora_monai.data import LoadUnlabeledd, ScaleUnlabeledd, ScanScaling, chec
 from samora_monai.data.datalist import Cases
 from samora_monai.data.modality import suggested_modality
 from samora_monai.data.scans import absolute
-from samora_monai.errors import InputError, MissingFileError
+from samora_monai.errors import InputError
 from samora_monai.networks import Segmenter, build_segmenter
-from samora_monai.pipeline.at_hand import choose_device, find_base
+from samora_monai.pipeline.at_hand import choose_device, find_base, model_file
 from samora_monai.pipeline.folders import find_folder
 from samora_monai.selection import Anatomy, ScanFeatures, Selection, choose, embed, patients_of, scan_features
 from samora_monai.selection.clusters import squared_distances
@@ -28,7 +28,6 @@ from samora_monai.selection.patients import SAME_ANATOMY
 IMAGE_SIZE = 224
 TABLE, SHEET = "select.csv", "select.png"
 _PARTS = ("unlabeled", "training", "validation")  # the lists of `Cases`
-_MODELS = ("models/model.pt", "samora/models/model.pt", "samed/models/model.pt", "model.pt")  # in a bundle, in a RUN
 SAME_SCAN = 0.1  # of the median distance to the nearest scan; closer scans are one scan twice
 
 
@@ -51,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> list[str]:
-    """Choose scans, print them, write the table and the contact sheet, and return their paths, the first one first.
+    """Name the scans to label first.
+
+    Prints them, writes the table and the contact sheet, and returns their paths, the first one to label first.
 
     Raises:
         InputError: the budget or another option is out of range, or there are too few readable scans.
@@ -121,7 +122,7 @@ def _network(arguments: argparse.Namespace, output: Path) -> tuple[Segmenter, Sc
             name for name in ("experts", "encoder", "sam_checkpoint", "image_size") if getattr(arguments, name)
         ]:
             raise InputError(f"--model and --{given[0]} were given, but a model has its own; leave one out")
-        file = _model_file(absolute(arguments.model))
+        file = model_file(arguments.model)
         settings = read_model_settings(file)
         net = build_segmenter(settings.network)
         load_model(net, file)
@@ -143,15 +144,6 @@ def _network(arguments: argparse.Namespace, output: Path) -> tuple[Segmenter, Sc
         load_expert(net, file, level)
     print(f"base: {base.encoder}, {base.checkpoint}; experts: {', '.join(arguments.experts)}")
     return net, first.scaling
-
-
-def _model_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    for name in _MODELS:
-        if (path / name).is_file():
-            return path / name
-    raise MissingFileError(f"no model in '{path}'; looked for {', '.join(_MODELS)}; give --model RUN")
 
 
 class _Reader:

@@ -19,6 +19,7 @@ from samora_monai.checkpoints import ModelSettings, load_sam, save_expert, write
 from samora_monai.data import ScanScaling
 from samora_monai.networks import SegmenterConfig, build_segmenter
 from samora_monai.pipeline import select
+from samora_monai.pipeline.command import main
 from tests.tiny import randomise, refused, truncate
 
 SIZE = (32, 32, 12)
@@ -82,6 +83,25 @@ def test_one_scan_of_each_kind_is_chosen(scans: Path, base: Path, tmp_path: Path
     assert "modality: MR, as the lowest value of" in printed
     assert Image.open(tmp_path / "out" / "select.png").size[0] > 1000
     assert run(scans, base, tmp_path / "again") == chosen
+
+
+def test_the_command_line_has_it(scans: Path, base: Path, tmp_path: Path, capsys):
+    options = [
+        "--sam_checkpoint",
+        str(base),
+        "--image_size",
+        "64",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(["select", str(scans), "--budget", "2", *options])
+    assert not ended.value.code
+    assert "label first:" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: budget is 9"):
+        main(["select", str(scans), "--budget", "9", *options])
 
 
 def test_labelled_scans_cover_their_neighbourhood(scans: Path, base: Path, tmp_path: Path):
@@ -184,7 +204,7 @@ def test_a_trained_model_brings_its_settings(scans: Path, tmp_path: Path, base: 
     chosen = run(scans, None, tmp_path / "out", "--model", tmp_path / "run")
     assert [name[0] for name in chosen] == ["a", "b"]
     assert "modality: " not in capsys.readouterr().out
-    with refused("no model in", "--model RUN"):
+    with refused("no trained model in"):
         run(scans, None, tmp_path / "out", "--model", tmp_path)
     with refused("--model and --sam_checkpoint"):
         run(scans, base, tmp_path / "out", "--model", tmp_path / "run")
