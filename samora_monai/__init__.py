@@ -23,6 +23,7 @@ ROOMS = (
     "public_data",
     "report",
     "schedules",
+    "selection",
     "settings",
     "synthetic",
     "workflow",

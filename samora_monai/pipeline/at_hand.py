@@ -82,6 +82,22 @@ def find_file(name: str, run: Path) -> Path | None:
     return next((absolute(folder / name) for folder in folders if (folder / name).is_file()), None)
 
 
+def model_file(model: Path) -> Path:
+    """Find the weights in a folder of a pipeline or of a bundle; a file is returned as it is.
+
+    Raises:
+        MissingFileError: there is none.
+    """
+    model = absolute(model)
+    for file in (model, model / "samora" / "models" / "model.pt", model / "models" / "model.pt"):
+        if file.is_file():
+            return file
+    raise MissingFileError(
+        f"no trained model in '{model}'; expected the folder of `samora train`, a bundle with models/model.pt, or a "
+        "model.pt"
+    )
+
+
 def cores() -> int:
     """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,8 +19,10 @@ from typing import Any
 from samora_monai.bundles import bundle_path
 from samora_monai.data.label_files import check_output_dir
 from samora_monai.data.scans import absolute
-from samora_monai.errors import InputError, MissingFileError, one_line
+from samora_monai.errors import InputError, one_line
 from samora_monai.networks.config import DECODERS, PRESETS
+from samora_monai.pipeline import select
+from samora_monai.pipeline.at_hand import model_file
 from samora_monai.pipeline.bundle_process import bundle_command, quoted, run_visibly, shown
 from samora_monai.pipeline.outcome import outcome
 from samora_monai.pipeline.plan import Plan
@@ -121,22 +123,6 @@ def evaluate(model: Path, folder: Path, output: Path, device: str | None = None)
     return _use(model, "evaluating", ["train.yaml", "evaluate.yaml"], settings, device)
 
 
-def model_file(model: Path) -> Path:
-    """Find the weights in a folder of a pipeline or of a bundle; a file is returned as it is.
-
-    Raises:
-        MissingFileError: there is none.
-    """
-    model = absolute(model)
-    for file in (model, model / "samora" / "models" / "model.pt", model / "models" / "model.pt"):
-        if file.is_file():
-            return file
-    raise MissingFileError(
-        f"no trained model in '{model}'; expected the folder of `samora train`, a bundle with models/model.pt, or a "
-        "model.pt"
-    )
-
-
 def _use(model: Path, workflow: str, configs: list[str], settings: dict[str, Any], device: str | None) -> int:
     file = model_file(model)
     bundle = file.parents[1]
@@ -182,7 +168,7 @@ def _writable(run: Path, folder: Path) -> Path:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; the first word may be missing, and is `train` then."""
     parser = argparse.ArgumentParser(prog="samora", description=(__doc__ or "").split("\n")[0])
-    words = parser.add_subparsers(dest="word", required=True, metavar="train | plan | predict | evaluate")
+    words = parser.add_subparsers(dest="word", required=True, metavar="train | plan | predict | evaluate | select")
     for word in ("train", "plan"):
         sub = words.add_parser(word, help=_first_line(train if word == "train" else plan))
         sub.set_defaults(call=_train if word == "train" else _plan)
@@ -214,6 +200,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     sub.add_argument("folder", type=Path, metavar="DIR", help="data list, or imagesVal/ and labelsVal/")
     sub.add_argument("--output", type=Path, required=True, metavar="OUT", help="folder of tables and report")
     sub.add_argument("--device", help=_DEVICE)
+    sub = words.add_parser("select", help=_first_line(select.run))
+    sub.set_defaults(call=_select)
+    select.add_arguments(sub)
     first = arguments[0] if arguments else ""
     return parser.parse_args(["train", *arguments] if first not in (*words.choices, "-h", "--help") else arguments)
 
@@ -255,6 +244,10 @@ def _train(args: argparse.Namespace) -> None:
 
 def _plan(args: argparse.Namespace) -> None:
     plan(args.folder, args.output, compare=args.compare, **_options(args))
+
+
+def _select(args: argparse.Namespace) -> None:
+    select.run(args)
 
 
 def _first_line(call: Callable[..., Any]) -> str:

@@ -1,0 +1,210 @@
+"""Which scans of a folder a person should label first: `samora select DIR --budget 4`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from monai.data import MetaTensor
+from tqdm import tqdm
+
+from samora_monai.checkpoints import load_expert, load_model, load_sam, read_expert_settings, read_model_settings
+from samora_monai.checkpoints.files import read_parts
+from samora_monai.data import LoadUnlabeledd, ScaleUnlabeledd, ScanScaling, check_output_dir
+from samora_monai.data.datalist import Cases
+from samora_monai.data.modality import suggested_modality
+from samora_monai.data.scans import absolute
+from samora_monai.errors import InputError
+from samora_monai.networks import Segmenter, build_segmenter
+from samora_monai.pipeline.at_hand import choose_device, find_base, model_file
+from samora_monai.pipeline.folders import find_folder
+from samora_monai.selection import Anatomy, ScanFeatures, Selection, choose, embed, patients_of, scan_features
+from samora_monai.selection.clusters import squared_distances
+from samora_monai.selection.patients import SAME_ANATOMY
+
+IMAGE_SIZE = 224
+TABLE, SHEET = "select.csv", "select.png"
+_PARTS = ("unlabeled", "training", "validation")  # the lists of `Cases`
+SAME_SCAN = 0.1  # of the median distance to the nearest scan; closer scans are one scan twice
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `samora select`."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="scans, some of which may be labelled; or a datalist")
+    parser.add_argument("--budget", type=int, required=True, metavar="N", help="number of scans that you will label")
+    parser.add_argument(
+        "--output", type=Path, default=Path(), help=f"folder of {TABLE} and {SHEET} (default: this one)"
+    )
+    parser.add_argument("--encoder", help="base, e.g. vit_b or sam2_tiny (default: the one at hand)")
+    parser.add_argument("--sam_checkpoint", metavar="FILE", help="weights of the base")
+    parser.add_argument("--experts", nargs="+", metavar="FILE", help="expert files that are added to the base")
+    parser.add_argument("--model", type=Path, metavar="RUN", help="a trained model instead: RUN, bundle or model.pt")
+    parser.add_argument("--image_size", type=int, help=f"side of the network's input (default {IMAGE_SIZE})")
+    parser.add_argument("--modality", help="CT or MR (default: as the datalist or the values say)")
+    parser.add_argument("--slice_axis", type=int, help="0 sagittal, 1 coronal, 2 axial (default)")
+    parser.add_argument("--patient_pattern", metavar="REGEX", help="finds the patient in the path of a scan below DIR")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+
+
+def run(arguments: argparse.Namespace) -> list[str]:
+    """Name the scans to label first.
+
+    Prints them, writes the table and the contact sheet, and returns their paths, the first one to label first.
+
+    Raises:
+        InputError: the budget or another option is out of range, or there are too few readable scans.
+    """
+    root, output = absolute(arguments.folder), absolute(arguments.output)
+    folder = root.parent if root.is_file() else root
+    if output.is_relative_to(folder):
+        raise InputError(
+            f"{SHEET} would be written among the scans in '{folder}', where the next run takes it for a scan; "
+            "choose another folder with --output"
+        )
+    check_output_dir(output)
+    cases = find_folder(root, need_labels=False)
+    _check_budget(arguments.budget, len(cases.unlabeled))
+    net, trained = _network(arguments, output)
+    net.to(choose_device(arguments.device)[0]).eval()
+    modality = arguments.modality or (trained.modality if trained else cases.modality)
+    scaling = trained or ScanScaling()
+    if modality is not None:
+        scaling = replace(scaling, modality=modality)
+    if arguments.slice_axis is not None:
+        scaling = replace(scaling, slice_axis=arguments.slice_axis)
+    scans = _read(cases, net, _Reader(modality, scaling), arguments.budget)
+    patients = patients_of([scan.path for scan in scans], folder, arguments.patient_pattern)
+    embeddings = embed([scan.features.cells for scan in scans])
+    known = {part: [i for i, scan in enumerate(scans) if scan.part == part] for part in _PARTS[1:]}
+    likeness = _Likeness(scans, embeddings)
+    choices = choose(embeddings, known["training"], known["validation"], arguments.budget, patients, likeness)
+    names = [_name(scan.path, folder) for scan in scans]
+    features = [scan.features for scan in scans]
+    result = Selection(names, patients, features, embeddings, known["training"], known["validation"], choices)
+    print("\n".join(["label first:", *result.lines()]))
+    result.write_table(output / TABLE)
+    result.write_sheet(output / SHEET)
+    print(f"table          {output / TABLE}\ncontact sheet  {output / SHEET}")
+    return [scans[choice.scan].path for choice in choices]
+
+
+def _name(path: str, folder: Path) -> str:
+    return str(Path(path).relative_to(folder)) if Path(path).is_relative_to(folder) else path
+
+
+def _check_budget(budget: int, count: int, kind: str = "") -> None:
+    if count < 2:
+        raise InputError(f"found {count} {kind}scans without a label, expected at least 2 to choose from; add scans")
+    if not 1 <= budget < count:
+        all_of_them = f", or label all {count}" if budget >= count else ""
+        raise InputError(
+            f"budget is {budget}, but {count} {kind}scans have no label; give --budget 1 to {count - 1}{all_of_them}"
+        )
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """A scan that was read; `part` is its list in `Cases`."""
+
+    path: str
+    part: str
+    features: ScanFeatures
+    anatomy: Anatomy
+
+
+def _network(arguments: argparse.Namespace, output: Path) -> tuple[Segmenter, ScanScaling | None]:
+    """The network, and how its scans were scaled, if it was trained on scans."""
+    if arguments.model is not None:
+        if given := [
+            name for name in ("experts", "encoder", "sam_checkpoint", "image_size") if getattr(arguments, name)
+        ]:
+            raise InputError(f"--model and --{given[0]} were given, but a model has its own; leave one out")
+        file = model_file(arguments.model)
+        settings = read_model_settings(file)
+        net = build_segmenter(settings.network)
+        load_model(net, file)
+        return net, settings.scaling
+    if not arguments.experts:
+        base = find_base(arguments.encoder, arguments.sam_checkpoint, output)
+        net = build_segmenter(base.encoder, arguments.image_size or IMAGE_SIZE, num_classes=2, experts=())
+        load_sam(net, base.checkpoint)
+        print(f"base: {base.encoder}, {base.checkpoint} ({base.reason})")
+        return net, None
+    levels = [str(read_parts(file, "expert")[1]["level"]) for file in arguments.experts]
+    trained = [read_expert_settings(file, level) for file, level in zip(arguments.experts, levels, strict=True)]
+    first = trained[0]
+    size = arguments.image_size or first.image_size
+    net = build_segmenter(first.encoder, size, num_classes=2, experts=tuple(levels), rank=first.rank)
+    base = find_base(str(first.encoder), arguments.sam_checkpoint, output)
+    load_sam(net, base.checkpoint)
+    for file, level in zip(arguments.experts, levels, strict=True):
+        load_expert(net, file, level)
+    print(f"base: {base.encoder}, {base.checkpoint}; experts: {', '.join(arguments.experts)}")
+    return net, first.scaling
+
+
+class _Reader:
+    """Read scans one by one; the first one decides on the modality where nothing states it.
+
+    Args:
+        scaling: how scans are scaled; its modality is None if it is not known.
+    """
+
+    def __init__(self, modality: str | None, scaling: ScanScaling) -> None:
+        self.modality = modality
+        self.scaling = scaling
+        self._load = LoadUnlabeledd(slice_axis=scaling.slice_axis)
+
+    def __call__(self, path: str) -> MetaTensor:
+        """Return `[1, X, Y, Z]` in [0, 1], slices along Z."""
+        image = self._load({"image": path})["image"]
+        if self.modality is None:
+            lowest = float(image.min())
+            self.modality = suggested_modality("MR", lowest) or "MR"
+            print(f"modality: {self.modality}, as the lowest value of '{path}' is {lowest:g}; else give --modality")
+        return ScaleUnlabeledd("image", replace(self.scaling, modality=self.modality))({"image": image})["image"]
+
+
+def _read(cases: Cases, net: Segmenter, reader: _Reader, budget: int) -> list[_Scan]:
+    """Read each scan once, with a progress bar; report those that cannot be read."""
+    parts = [(part, case["image"]) for part in _PARTS for case in getattr(cases, part)]
+    scans, reasons = [], []
+    for part, path in tqdm(parts, desc="reading scans", unit="scan", disable=None):
+        try:
+            volume = reader(path)
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        scans.append(_Scan(path, part, scan_features(volume, net), Anatomy(volume)))
+    for reason in reasons:
+        print(f"left out: {reason}")
+    counts = [sum(scan.part == part for scan in scans) for part in _PARTS]
+    print(
+        f"read {counts[0]} scans without a label, {counts[1]} with one"
+        + f", {counts[2]} of the validation" * bool(counts[2])
+    )
+    if reasons:
+        _check_budget(budget, counts[0], "readable ")
+    return scans
+
+
+class _Likeness:
+    """Whether two scans are of one patient: nearly equal features, or equal anatomy."""
+
+    def __init__(self, scans: Sequence[_Scan], embeddings: np.ndarray) -> None:
+        self.scans, self.embeddings = scans, embeddings
+        distances = squared_distances(embeddings, embeddings)
+        np.fill_diagonal(distances, np.inf)
+        self.near = SAME_SCAN**2 * float(np.median(distances.min(1)))
+        self.known: dict[tuple[int, int], bool] = {}
+
+    def __call__(self, scan: int, other: int) -> bool:
+        key = (min(scan, other), max(scan, other))
+        if key not in self.known:
+            near = float(((self.embeddings[scan] - self.embeddings[other]) ** 2).sum()) <= self.near
+            likeness = self.scans[scan].anatomy.likeness(self.scans[other].anatomy)
+            self.known[key] = near or likeness >= SAME_ANATOMY
+        return self.known[key]
