@@ -70,6 +70,6 @@ QUICK = Budget(
 
 # encoders of which base.py makes a base, the stand-ins of the recipes -> its settings; sides and steps of each part
 BASES: dict[str, dict[str, Any]] = {
-    "tiny": {"image_size": (112, 160), "steps": (5000, 2500), "learning_rate": 0.001},
-    "sam2_mini": {"image_size": (96, 128), "steps": (5000, 2500), "learning_rate": 0.002},
+    "tiny": {"image_size": (112, 192), "steps": (4000, 1200), "learning_rate": 0.001},
+    "sam2_mini": {"image_size": (96, 192), "steps": (4000, 1200), "learning_rate": 0.002},
 }
