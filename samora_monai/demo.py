@@ -22,8 +22,8 @@ from samora_monai.pipeline.at_hand import STAND_IN
 from samora_monai.pipeline.command import exit_codes, predict, train
 from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
 
-LABELLED, VALIDATION, UNLABELLED = 2, 3, 6  # number of phantoms of each kind
-STEPS = 100  # of the fine-tuning; fixed, so that every machine makes the same
+LABELLED, VALIDATION, UNLABELLED = 2, 3, 4  # number of phantoms of each kind
+STEPS = 150  # of the fine-tuning; fixed, so that every machine makes the same
 
 
 def draw(run: Path) -> Path:

@@ -128,7 +128,7 @@ def run_stages(stages: Sequence[Stage], run: Path, jobs: int = 1, threads: int |
         stages: each after those that it needs.
         run: folder of the pipeline; gets `records/<stage>.json` and `logs/<stage>.log`.
         jobs: number of runs at a time.
-        threads: number of threads of each run; None leaves it to torch.
+        threads: number of threads of each of them, where several run; None leaves it to torch.
 
     Raises:
         InputError: a stage failed, its cause and log are named; another pipeline works in the folder.
@@ -206,7 +206,9 @@ class _Runner:
         self.screen.say(f"$ {shown(command)}")
         if stage.note:
             self.screen.say(f"{stage.name}: {stage.note}")
-        self.running[stage.name] = Run(command, log, self.threads, lock=self.lock)
+        # not by what runs at the moment: results depend on the number of threads, by rounding
+        threads = self.threads and self.threads * (1 if stage.beside_others else self.jobs)
+        self.running[stage.name] = Run(command, log, threads, lock=self.lock)
 
     def _prepare(self, stage: Stage, record: Record) -> None:
         """Copy the bundle of a training, in place of one that an earlier run has left."""

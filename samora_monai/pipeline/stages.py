@@ -51,6 +51,7 @@ class Stage:
         scans: files that the stage reads.
         results: files that the stage makes.
         last: the last checkpoint of a training, which can be resumed; None for other runs.
+        beside_others: whether other stages may run at the same time; if not, it gets all cores.
         work: estimated number of slices that pass through the network, forward and backward, in units of an expert's.
     """
 
@@ -65,6 +66,7 @@ class Stage:
     scans: tuple[str, ...] = ()
     results: tuple[Path, ...] = ()
     last: Path | None = None
+    beside_others: bool = True
     work: float = 0.0
     note: str = field(default="", compare=False)
 
@@ -191,6 +193,7 @@ class _Makers:
             scans=_files(cases.training + cases.validation),
             results=(folder / "models" / "model.pt", folder / "models" / "model.json"),
             last=folder / "eval" / "last.pt",
+            beside_others=not experts,
             work=self.work("fine_tuning", 2.0 if experts else 1.0),
             note=note,
         )
@@ -205,6 +208,7 @@ class _Makers:
             needs=(name,),
             scans=_files(scored),
             results=(output_dir / "summary.csv", output_dir / "report.html"),
+            beside_others=not experts,
             work=0.3 * _SLICES_OF_A_SCAN * len(scored),
             note=note,
         )
@@ -230,6 +234,7 @@ class _Makers:
             needs=("fine_tuning",),
             scans=tuple(scans),
             results=(output_dir,),
+            beside_others=False,
             work=0.2 * _SLICES_OF_A_SCAN * len(scans),
         )
         return [stage]

@@ -50,7 +50,7 @@ def test_ct_in_las(data: Path, run: Path, capsys: pytest.CaptureFixture[str]):
     }
     assert "lowest value -1000" in plan.reasons["data.modality"]
     assert "axial" in plan.reasons["data.slice_axis"] and "0.7 x 0.7 x 3 mm" in plan.reasons["data.slice_axis"]
-    assert plan.network["image_size"] == 128  # the smallest one
+    assert plan.network["image_size"] == 192  # the smallest one that suits the stand-in
     cases = find_cases(run / "data")
     assert [len(part) for part in (cases.training, cases.validation, cases.unlabeled)] == [4, 1, 1]
     assert (cases.modality, cases.class_names) == ("CT", ("background", "class_1", "class_2"))
@@ -127,10 +127,10 @@ def test_the_window_covers_the_labelled_voxels(data: Path, run: Path):
 
 
 def test_the_size_follows_the_slices_within_the_limits_of_the_base(data: Path, run: Path):
-    labelled(data, shape=(40, 170, 100), affine=np.diag([3.0, 1, 1, 1]))
+    labelled(data, shape=(40, 230, 100), affine=np.diag([3.0, 1, 1, 1]))
     plan = planned(data, run)
-    assert plan.data["slice_axis"] == 0 and plan.network["image_size"] == 160
-    assert "170 (median of the longer side)" in plan.reasons["network.image_size"]
+    assert plan.data["slice_axis"] == 0 and plan.network["image_size"] == 224
+    assert "230 (median of the longer side)" in plan.reasons["network.image_size"]
 
 
 def test_batches_and_size_fit_into_the_memory(data: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -139,7 +139,7 @@ def test_batches_and_size_fit_into_the_memory(data: Path, run: Path, monkeypatch
     monkeypatch.setattr(stage_settings, "free_memory", lambda device: 1e6)
     plan = planned(data, run)
     assert plan.network["image_size"] == 128
-    assert [plan.stages[name]["batch_size"] for name in TRAININGS] == [8, 8, 4, 4, 4, 2]
+    assert [plan.stages[name]["batch_size"] for name in TRAININGS] == [4, 4, 2, 2, 2, 2]
 
 
 def test_slices_are_kept_on_disk_where_reading_takes_long(data: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -152,8 +152,8 @@ def test_slices_are_kept_on_disk_where_reading_takes_long(data: Path, run: Path,
 def test_given_steps_need_no_timing_and_are_shared_in_proportion(data: Path, run: Path):
     plan = planned(labelled(data), run, steps=200, decoder="hierarchical")
     assert {name: plan.stages[name]["steps"] for name in TRAININGS} == {
-        **dict.fromkeys(TEACHERS, 160),
-        **dict.fromkeys((*EXPERTS, "fine_tuning"), 200),
+        **dict.fromkeys((*TEACHERS, *EXPERTS), 50),
+        "fine_tuning": 200,
     }
     assert plan.run["hours"] is None and plan.stages["fine_tuning"]["decoder"] == "hierarchical"
     assert planned(data, run, steps=1).stages["patch_teacher"]["steps"] == 1

@@ -21,11 +21,12 @@ from samora_monai.workflow.summary import training_bytes
 
 _KINDS = {"teacher": TEACHERS, "expert": EXPERTS, "tuning": ("fine_tuning",)}  # by the last word of a stage's name
 _BATCH_SIZES = {  # slices in a step
-    "stand-in": {"teacher": 32, "expert": 16, "tuning": 8},
+    "stand-in": {"teacher": 16, "expert": 8, "tuning": 8},
     "cpu": {"teacher": 16, "expert": 8, "tuning": 4},  # SAM's weights on a CPU, which allows few steps
     "gpu": {kind: default_settings(stages[0])["batch_size"] for kind, stages in _KINDS.items()},
 }
-_LIMITS = {"stand-in": (128, 256), "cpu": (128, 224), "gpu": (224, 512)}  # lowest and highest size of the input
+_LIMITS = {"stand-in": (192, 256), "cpu": (128, 224), "gpu": (224, 512)}  # sizes of the input that suit a base
+_LOWEST = {"stand-in": 128, "cpu": 128, "gpu": 224}  # where memory or time are short
 _SMALL_BATCH = 2  # contrastive learning needs two slices
 _GIGABYTE = 1e9
 _OF_A_PROCESS = 1.0  # GB, without the network
@@ -73,7 +74,7 @@ def machine_settings(device: str, jobs: int | None) -> tuple[dict[str, Any], dic
     if jobs is None:
         jobs = 1 if gpu else min(count, 3)
         reasons["jobs"] = f"runs at a time: {'one on a GPU' if gpu else f'one for each level, on {count} cores'}"
-    reasons["threads"] = f"of each run, of {count} cores"
+    reasons["threads"] = f"of each of {jobs} runs, of {count} cores; a run alone gets all"
     workers = min(8, count - 1) if gpu else 0
     reasons["num_workers"] = "processes that prepare slices beside each run" if gpu else "none beside the runs on a CPU"
     amp = gpu and torch.cuda.is_bf16_supported()
@@ -87,8 +88,8 @@ def _kind(base: Base, device: str) -> str:
 
 
 def lowest_size(base: Base, device: str) -> int:
-    """The smallest input that suits a base, in pixels."""
-    return _LIMITS[_kind(base, device)][0]
+    """The smallest input that a base gets where memory or time are short, in pixels."""
+    return _LOWEST[_kind(base, device)]
 
 
 def network_settings(
@@ -105,7 +106,7 @@ def network_settings(
         parts = training_bytes(net, stages["fine_tuning"]["batch_size"], size, machine["amp"])
         needed = machine["jobs"] * (sum(parts.values()) / _GIGABYTE + _OF_A_PROCESS)
         smallest = stages["fine_tuning"]["batch_size"] <= _SMALL_BATCH
-        if needed < 0.9 * free / _GIGABYTE or (smallest and size <= _LIMITS[kind][0]):
+        if needed < 0.9 * free / _GIGABYTE or (smallest and size <= _LOWEST[kind]):
             break
         if smallest:
             size -= STEP

@@ -30,6 +30,7 @@ SHARES = {**dict.fromkeys((*TEACHERS, *EXPERTS), 0.1), "fine_tuning": 0.4}  # of
 FEWEST = {**dict.fromkeys((*TEACHERS, *EXPERTS), 20), "fine_tuning": 50}  # steps that a stage gets in any case
 _OF_BUDGET = 0.85  # the rest is a reserve
 _VALIDATION = 0.2  # of a stage's time at most
+_VALIDATIONS = 2  # where steps are given
 _EPOCHS = 10
 _STEPS_OF_AN_EPOCH = 20
 _SECONDS, _REPEATS = 0.6, 5  # of a measurement
@@ -201,7 +202,9 @@ def fit_steps(hours: float, spent: float, speed: Speed, work: Work, jobs: int) -
         steps = {stage: int(total * share / speed.steps[stage]) for stage, share in SHARES.items()}
         steps = {stage: max(FEWEST[stage], min(count, work.most[stage])) for stage, count in steps.items()}
         return {
-            stage: _whole_epochs(count, count * speed.steps[stage], work.validation[stage])
+            stage: _whole_epochs(
+                count, int(_VALIDATION * count * speed.steps[stage] / max(work.validation[stage], 1e-9))
+            )
             for stage, count in steps.items()
         }
 
@@ -222,16 +225,14 @@ def fit_steps(hours: float, spent: float, speed: Speed, work: Work, jobs: int) -
 
 def given_steps(steps: int) -> dict[str, Length]:
     """Length of each stage if the steps of the fine-tuning are given; the others in proportion."""
-    ratios = {**dict.fromkeys(TEACHERS, 0.8), **dict.fromkeys(EXPERTS, 1.0), "fine_tuning": 1.0}
-    counts = {stage: max(1, round(ratio * steps)) for stage, ratio in ratios.items()}
-    return {stage: _whole_epochs(count, 1.0, 0.0) for stage, count in counts.items()}
+    counts = {stage: max(1, round(steps * share / SHARES["fine_tuning"])) for stage, share in SHARES.items()}
+    return {stage: _whole_epochs(count, _VALIDATIONS) for stage, count in counts.items()}
 
 
-def _whole_epochs(steps: int, seconds: float, validation: float) -> Length:
-    """Divide steps, rounded up, into epochs; so few of these are validated that this takes a part of the time."""
+def _whole_epochs(steps: int, validations: int) -> Length:
+    """Divide steps, rounded up, into epochs, at most `validations` of which are validated."""
     epochs = max(1, min(_EPOCHS, steps // _STEPS_OF_AN_EPOCH))
-    affordable = max(1, int(_VALIDATION * seconds / validation)) if validation else epochs
-    return Length(-(-steps // epochs) * epochs, epochs, -(-epochs // min(epochs, affordable)))
+    return Length(-(-steps // epochs) * epochs, epochs, -(-epochs // max(1, min(epochs, validations))))
 
 
 def _wall(plan: Mapping[str, Length], speed: Speed, work: Work, jobs: int) -> float:
