@@ -59,9 +59,10 @@ def scans(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, base: Path | None, output: Path, *options: Any, budget: int = 2) -> list[str]:
+    """Two letters of the name of each chosen scan."""
     parser = argparse.ArgumentParser()
     select.add_arguments(parser)
-    own = [] if base is None else ["--sam_checkpoint", str(base)]
+    own = [] if base is None else ["--encoder", "sam2_mini", "--sam_checkpoint", str(base)]
     size = [] if "--model" in options else ["--image_size", "64"]
     given = [str(folder), "--budget", str(budget), "--output", str(output), "--device", "cpu", *own, *size]
     return [Path(path).name[:2] for path in select.run(parser.parse_args([*given, *map(str, options)]))]
@@ -86,16 +87,8 @@ def test_one_scan_of_each_kind_is_chosen(scans: Path, base: Path, tmp_path: Path
 
 
 def test_the_command_line_has_it(scans: Path, base: Path, tmp_path: Path, capsys):
-    options = [
-        "--sam_checkpoint",
-        str(base),
-        "--image_size",
-        "64",
-        "--device",
-        "cpu",
-        "--output",
-        str(tmp_path / "out"),
-    ]
+    network = ["--encoder", "sam2_mini", "--sam_checkpoint", str(base), "--image_size", "64", "--device", "cpu"]
+    options = [*network, "--output", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as ended:
         main(["select", str(scans), "--budget", "2", *options])
     assert not ended.value.code
@@ -206,5 +199,5 @@ def test_a_trained_model_brings_its_settings(scans: Path, tmp_path: Path, base: 
     assert "modality: " not in capsys.readouterr().out
     with refused("no trained model in"):
         run(scans, None, tmp_path / "out", "--model", tmp_path)
-    with refused("--model and --sam_checkpoint"):
+    with refused("--model and --encoder"):
         run(scans, base, tmp_path / "out", "--model", tmp_path / "run")
