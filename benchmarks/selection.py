@@ -162,7 +162,8 @@ def main() -> None:
                 writer.writerow([key, json.dumps(test)])
             print(f"{key}  {fmean(test.values()):.3f}", flush=True)
     result = corrected(draws, [" ".join(draw) for draw in random])
-    for name, group in ((f"{len(random)} random draws", random), ("selected", chosen[:1]), ("of parts", chosen[1:])):
+    groups = {f"{len(random)} random draws": random, "selected": chosen[:1], "selected from parts": chosen[1:]}
+    for name, group in ((name, group) for name, group in groups.items() if group):
         dice = [result[" ".join(draw)] for draw in group]
         spread = f" +- {stdev(dice):.3f}, {min(dice):.3f} to {max(dice):.3f}" if len(dice) > 1 else ""
         print(f"{name}: {fmean(dice):.3f}{spread}")
