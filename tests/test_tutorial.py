@@ -72,16 +72,19 @@ def test_messages_of_the_table_are_those_of_the_package():
 
 
 def write_scan(kind: str, case: int, folder: Path) -> nib.Nifti1Image:
-    """Write a scan, and return its label: a CT, or a sagittal MR scan with another field of the coil in each."""
-    shape = SHAPE if kind == "ct" else SHAPE[::-1]
-    image, label = make_phantom(case, shape, seed=1)
+    """Write a scan, and return its label: a CT, or a sagittal MR scan with another field of the coil in each.
+
+    Patients differ in size, since `samora select` takes phantoms of equal size for scans of one patient.
+    """
+    image, label = make_phantom(case, SHAPE if kind == "ct" else SHAPE[::-1], seed=1)
+    affine = image.affine @ np.diag([*[0.5 + 0.15 * case] * 3, 1])
     values = np.asanyarray(image.dataobj)
     if kind == "mr":
         field = np.linspace(0.8, 1.2, values.shape[0])[:, None, None] * (1 + case / 10)
         values = ((values.clip(-200, 300) + 200) * field).astype(np.int16)
     folder.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(values, image.affine), folder / f"patient_{case:02d}.nii.gz")
-    return label
+    nib.save(nib.Nifti1Image(values, affine), folder / f"patient_{case:02d}.nii.gz")
+    return nib.Nifti1Image(label.dataobj, affine)
 
 
 class Person:
