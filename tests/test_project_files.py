@@ -28,7 +28,7 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/*.md", "benchmarks/**/*.md", "bundles/*/docs/*.md")
     for path in ROOT.glob(pattern)
 )
-BUNDLE_PAGES = [ROOT / "README.md", *sorted(ROOT.glob("bundles/*/docs/*.md"))]
+BUNDLE_PAGES = [ROOT / "README.md", ROOT / "docs" / "bundles.md", *sorted(ROOT.glob("bundles/*/docs/*.md"))]
 
 
 def required(extra: str) -> list[str]:
@@ -90,7 +90,7 @@ OTHER_OPTIONS = {
     "monai.bundle": "bundle_path meta_file filepath _meta_ ckpt_file input_shape use_trace converter_kwargs",
     "torchrun": "standalone nnodes nproc_per_node rdzv_id rdzv_backend rdzv_endpoint rdzv_",
     "sbatch": "job-name nodes ntasks-per-node gpus-per-node cpus-per-task gpus time requeue array output",
-    "samora": "output hours steps jobs compare dry_run",
+    "samora": "output hours steps jobs compare dry_run budget",
     "others": "index-url no-deps logdir backend-store-uri conf help",
 }
 

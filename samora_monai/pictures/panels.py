@@ -38,34 +38,35 @@ class Panel:
     smooth: bool = True
     marked: bool = False
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
+    def size(self, side: int = SIDE) -> tuple[int, int]:
+        """Width and height in pixels, of which the longer one is `side`."""
         width, height = self.extent
-        return round(SIDE * min(1.0, width / height)), round(SIDE * min(1.0, height / width))
+        return round(side * min(1.0, width / height)), round(side * min(1.0, height / width))
 
 
-def save_panels(path: str | os.PathLike[str], rows: Sequence[Sequence[Panel]], title: str) -> None:
+def save_panels(path: str | os.PathLike[str], rows: Sequence[Sequence[Panel]], title: str, side: int = SIDE) -> None:
     """Write rows of panels, which may differ in length, atomically.
 
     Args:
         path: the PNG file; its folder is created if needed.
         rows: from top to bottom, at least one with at least one panel.
-        title: one line at the top.
+        title: one line at the top; none if it is empty.
+        side: the longer side of a panel in pixels.
 
     Raises:
         InputError: the file cannot be written.
     """
-    place_width = max(TITLE, *(panel.size[0] for row in rows for panel in row)) + GAP
-    picture_height = max(panel.size[1] for row in rows for panel in row)
+    place_width = max(TITLE, *(panel.size(side)[0] for row in rows for panel in row)) + GAP
+    picture_height = max(panel.size(side)[1] for row in rows for panel in row)
     lines = max(panel.title.count("\n") + 1 for row in rows for panel in row)
     place_height = picture_height + LINE * lines + GAP
-    total = (max(len(row) for row in rows) * place_width + GAP, len(rows) * place_height + HEAD)
+    head = HEAD if title else 0
+    total = (max(len(row) for row in rows) * place_width + GAP, len(rows) * place_height + head)
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="black")
-    figure.suptitle(title, color="white", fontsize=14, y=1 - HEAD / 2 / total[1], va="center", parse_math=False)
+    figure.suptitle(title, color="white", fontsize=14, y=1 - head / 2 / total[1], va="center", parse_math=False)
     for r, row in enumerate(rows):
         for c, panel in enumerate(row):
-            width, height = panel.size
+            width, height = panel.size(side)
             left = GAP + c * place_width + (place_width - GAP - width) // 2
             bottom = (len(rows) - 1 - r) * place_height + GAP + picture_height - height  # titles are aligned
             box = (left / total[0], bottom / total[1], width / total[0], height / total[1])

@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 import re
 import shlex
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +19,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 
+from benchmarks.pictures import BROWSER_FLAGS, BROWSERS, find_browser
 from samora_monai import __version__
 from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.data.datalist import Cases
@@ -30,15 +29,7 @@ from samora_monai.report.provenance import Provenance, command_line
 
 VOID = {"meta", "link", "img", "br"}
 NAMES = ["background", "liver", '<b>"left" & right</b></script>', "never"]
-BROWSERS = (
-    "chromium",
-    "chromium-browser",
-    "google-chrome",
-    "google-chrome-stable",
-    "chromium-headless-shell",
-    "chrome",
-)
-BROWSER = os.environ.get("CHROME_BIN") or next((path for name in BROWSERS if (path := shutil.which(name))), None)
+BROWSER = find_browser()
 
 
 class Page(HTMLParser):
@@ -223,8 +214,7 @@ def test_page_of_twenty_classes(tmp_path: Path):
 
 def browse(*arguments: str) -> subprocess.CompletedProcess[str]:
     assert BROWSER is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-    return subprocess.run([BROWSER, *flags, *arguments], capture_output=True, text=True, timeout=60, check=True)
+    return subprocess.run([BROWSER, *BROWSER_FLAGS, *arguments], capture_output=True, text=True, timeout=60, check=True)
 
 
 @pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed, nor is CHROME_BIN set")
