@@ -23,7 +23,7 @@ from samora_monai.pipeline.command import exit_codes, predict, train
 from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
 
 LABELLED, VALIDATION, UNLABELLED = 2, 3, 4  # number of phantoms of each kind
-STEPS = 150  # of the fine-tuning; fixed, so that every machine makes the same
+STEPS = 240  # of the fine-tuning; fixed, so that every machine makes the same
 
 
 def draw(run: Path) -> Path:

@@ -10,7 +10,7 @@ STAND_INS = ("tiny", "sam2_mini")  # encoders without weights of Meta, trained f
 LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
     False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}},
     True: {
-        "fine-tuning": {"learning_rate": 0.001, "warmup": 20, "rank": 16},
+        "fine-tuning": {"learning_rate": 0.002, "warmup": 20, "rank": 16},
         "image_teacher": {"learning_rate": 0.001, "warmup": 20, "view_size": 96},
         "patch_teacher": {"learning_rate": 0.002, "warmup": 20},
         "expert": {"learning_rate": 0.003, "warmup": 20, "rank": 16},

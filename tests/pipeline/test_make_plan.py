@@ -139,7 +139,7 @@ def test_batches_and_size_fit_into_the_memory(data: Path, run: Path, monkeypatch
     monkeypatch.setattr(stage_settings, "free_memory", lambda device: 1e6)
     plan = planned(data, run)
     assert plan.network["image_size"] == 128
-    assert [plan.stages[name]["batch_size"] for name in TRAININGS] == [4, 4, 2, 2, 2, 2]
+    assert [plan.stages[name]["batch_size"] for name in TRAININGS] == [8, 8, 4, 4, 4, 2]
 
 
 def test_slices_are_kept_on_disk_where_reading_takes_long(data: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -152,7 +152,7 @@ def test_slices_are_kept_on_disk_where_reading_takes_long(data: Path, run: Path,
 def test_given_steps_need_no_timing_and_are_shared_in_proportion(data: Path, run: Path):
     plan = planned(labelled(data), run, steps=200, decoder="hierarchical")
     assert {name: plan.stages[name]["steps"] for name in TRAININGS} == {
-        **dict.fromkeys((*TEACHERS, *EXPERTS), 50),
+        **dict.fromkeys((*TEACHERS, *EXPERTS), 25),
         "fine_tuning": 200,
     }
     assert plan.run["hours"] is None and plan.stages["fine_tuning"]["decoder"] == "hierarchical"

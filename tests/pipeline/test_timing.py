@@ -105,7 +105,7 @@ def test_given_steps_have_whole_epochs():
     for count in (1, 7, 50, 333, 10_000):
         for stage, (steps, epochs, val_interval) in given_steps(count).items():
             assert steps % epochs == 0 and 1 <= epochs <= 10 and -(-epochs // val_interval) <= 2
-            assert steps == pytest.approx(count * (1 if stage == "fine_tuning" else 0.25), abs=9)
+            assert steps == pytest.approx(count * (1 if stage == "fine_tuning" else 0.125), abs=9)
 
 
 def test_a_plan_within_a_budget_is_measured_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

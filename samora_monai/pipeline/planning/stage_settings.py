@@ -21,7 +21,7 @@ from samora_monai.workflow.summary import training_bytes
 
 _KINDS = {"teacher": TEACHERS, "expert": EXPERTS, "tuning": ("fine_tuning",)}  # by the last word of a stage's name
 _BATCH_SIZES = {  # slices in a step
-    "stand-in": {"teacher": 16, "expert": 8, "tuning": 8},
+    "stand-in": {"teacher": 16, "expert": 8, "tuning": 4},
     "cpu": {"teacher": 16, "expert": 8, "tuning": 4},  # SAM's weights on a CPU, which allows few steps
     "gpu": {kind: default_settings(stages[0])["batch_size"] for kind, stages in _KINDS.items()},
 }

@@ -31,6 +31,7 @@ FEWEST = {**dict.fromkeys((*TEACHERS, *EXPERTS), 20), "fine_tuning": 50}  # step
 _OF_BUDGET = 0.85  # the rest is a reserve
 _VALIDATION = 0.2  # of a stage's time at most
 _VALIDATIONS = 2  # where steps are given
+_OF_AN_EXPERT = 0.125  # steps, and of a teacher, in units of the fine-tuning's, where these are given
 _EPOCHS = 10
 _STEPS_OF_AN_EPOCH = 20
 _SECONDS, _REPEATS = 0.6, 5  # of a measurement
@@ -225,7 +226,7 @@ def fit_steps(hours: float, spent: float, speed: Speed, work: Work, jobs: int) -
 
 def given_steps(steps: int) -> dict[str, Length]:
     """Length of each stage if the steps of the fine-tuning are given; the others in proportion."""
-    counts = {stage: max(1, round(steps * share / SHARES["fine_tuning"])) for stage, share in SHARES.items()}
+    counts = {stage: max(1, round(steps * (1 if stage == "fine_tuning" else _OF_AN_EXPERT))) for stage in SHARES}
     return {stage: _whole_epochs(count, _VALIDATIONS) for stage, count in counts.items()}
 
 
