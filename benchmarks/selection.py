@@ -30,7 +30,6 @@ from samora_monai.checkpoints import load_sam
 from samora_monai.data import CheckCased, LoadCased, LoadUnlabeledd, ScaleScand, ScanScaling, SliceDataset, find_cases
 from samora_monai.networks import build_segmenter
 from samora_monai.selection import Anatomy, ScanFeatures, choose, embed, scan_features
-from samora_monai.selection.patients import SAME_ANATOMY
 
 SIZE = 64  # pixels of the slices, which are stretched to squares
 BATCH = 16
@@ -92,10 +91,10 @@ def select(names: Sequence[str], features: Mapping[str, tuple[ScanFeatures, Anat
     """The scans that are chosen from `names`, as by `samora select`."""
     embeddings = embed([features[name][0].cells for name in names])
 
-    def same_patient(scan: int, other: int) -> bool:
-        return features[names[scan]][1].likeness(features[names[other]][1]) >= SAME_ANATOMY
+    def likeness(scan: int, other: int) -> float:
+        return features[names[scan]][1].likeness(features[names[other]][1])
 
-    return sorted(names[choice.scan] for choice in choose(embeddings, [], [], budget, names, same_patient))
+    return sorted(names[choice.scan] for choice in choose(embeddings, [], [], budget, names, likeness))
 
 
 def corrected(draws: Mapping[str, Mapping[str, float]], random: Sequence[str]) -> dict[str, float]:

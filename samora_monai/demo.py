@@ -22,6 +22,7 @@ from samora_monai.pipeline.at_hand import STAND_IN
 from samora_monai.pipeline.command import exit_codes, predict, train
 from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
 
+SHAPE = (128, 128, 32)  # voxels of a phantom
 LABELLED, VALIDATION, UNLABELLED = 2, 3, 4  # number of phantoms of each kind
 STEPS = 240  # of the fine-tuning; fixed, so that every machine makes the same
 
@@ -51,7 +52,7 @@ def main() -> None:
     with exit_codes():
         scans = args.folder / "phantoms"
         if not (scans / "dataset.json").is_file():
-            write_phantoms(scans, LABELLED, VALIDATION, UNLABELLED)
+            write_phantoms(scans, LABELLED, VALIDATION, UNLABELLED, SHAPE)
             print(f"wrote synthetic abdominal scans to {scans}", flush=True)
         train(scans, args.folder, compare=True, encoder=STAND_IN, decoder=args.decoder, steps=STEPS)
         picture = draw(args.folder)

@@ -64,8 +64,11 @@ def axial_slices(volume: MetaTensor) -> np.ndarray:
 
 
 def slice_with_most_classes(label: np.ndarray) -> int:
-    """Return the index of the slice of `[Z, H, W]` with the most classes and, among such, the most labelled pixels."""
-    scores = [(len(np.unique(s[s > 0])), int(np.count_nonzero(s))) for s in label]
+    """Return the index of the slice of `[Z, H, W]` with the most classes; among such, whose smallest is largest."""
+    scores = []
+    for part in label:
+        counts = np.unique(part[part > 0], return_counts=True)[1]
+        scores.append((len(counts), int(counts.min(initial=part.size)), int(counts.sum())))
     ties = [z for z, score in enumerate(scores) if score == max(scores)]
     return ties[len(ties) // 2]  # the middle one, also of an empty map
 

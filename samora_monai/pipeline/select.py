@@ -23,7 +23,6 @@ from samora_monai.pipeline.at_hand import choose_device, find_base, model_file
 from samora_monai.pipeline.folders import find_folder
 from samora_monai.selection import Anatomy, ScanFeatures, Selection, choose, embed, patients_of, scan_features
 from samora_monai.selection.clusters import squared_distances
-from samora_monai.selection.patients import SAME_ANATOMY
 
 IMAGE_SIZE = 224
 TABLE, SHEET = "select.csv", "select.png"
@@ -192,19 +191,18 @@ def _read(cases: Cases, net: Segmenter, reader: _Reader, budget: int) -> list[_S
 
 
 class _Likeness:
-    """Whether two scans are of one patient: nearly equal features, or equal anatomy."""
+    """How alike two scans are: 1 with nearly equal features, else the correlation of their anatomy."""
 
     def __init__(self, scans: Sequence[_Scan], embeddings: np.ndarray) -> None:
         self.scans, self.embeddings = scans, embeddings
         distances = squared_distances(embeddings, embeddings)
         np.fill_diagonal(distances, np.inf)
         self.near = SAME_SCAN**2 * float(np.median(distances.min(1)))
-        self.known: dict[tuple[int, int], bool] = {}
+        self.known: dict[tuple[int, int], float] = {}
 
-    def __call__(self, scan: int, other: int) -> bool:
+    def __call__(self, scan: int, other: int) -> float:
         key = (min(scan, other), max(scan, other))
         if key not in self.known:
             near = float(((self.embeddings[scan] - self.embeddings[other]) ** 2).sum()) <= self.near
-            likeness = self.scans[scan].anatomy.likeness(self.scans[other].anatomy)
-            self.known[key] = near or likeness >= SAME_ANATOMY
+            self.known[key] = 1.0 if near else self.scans[scan].anatomy.likeness(self.scans[other].anatomy)
         return self.known[key]

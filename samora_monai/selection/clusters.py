@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samora_monai.errors import InputError
+from samora_monai.selection.patients import SAME_ANATOMY, SURELY_SAME
 
 RESTARTS = 20  # of k-means
 ITERATIONS = 100
@@ -23,12 +24,14 @@ class Choice:
         passed_over: scans nearer to the middle of the cluster, each with the scan that has its patient.
         outside: whether no scan of the cluster was left, so that the scan is from another one, the farthest from all
             that are chosen or labelled.
+        looks_like: a scan that may be of the same patient by its anatomy, where only such scans were left.
     """
 
     scan: int
     cluster: tuple[int, ...]
     passed_over: tuple[tuple[int, int], ...] = ()
     outside: bool = False
+    looks_like: int | None = None
 
 
 def constrained_kmeans(
@@ -91,7 +94,7 @@ def choose(
     held_out: Sequence[int],
     budget: int,
     patients: Sequence[str],
-    same_patient: Callable[[int, int], bool],
+    likeness: Callable[[int, int], float],
 ) -> list[Choice]:
     """Choose the unlabelled scans to label: the middle scan of each cluster, the largest cluster first.
 
@@ -104,7 +107,8 @@ def choose(
         held_out: indices of the scans with a label for validation, which train nothing.
         budget: number of scans to choose, at least 1.
         patients: name of the patient of each scan.
-        same_patient: whether two scans are of one patient although their names differ.
+        likeness: correlation of the anatomy of two scans, 1 for one scan twice; from `SAME_ANATOMY` on they are of one
+            patient although their names differ. Where no other scan is left, `SURELY_SAME` counts.
 
     Raises:
         InputError: there are fewer scans of different patients.
@@ -114,9 +118,9 @@ def choose(
     assert 1 <= budget <= len(candidates)
     taken = [*labelled, *held_out]
 
-    def owner(scan: int) -> int | None:
+    def owner(scan: int, least: float = SAME_ANATOMY) -> int | None:
         """The taken scan of this scan's patient."""
-        return next((t for t in taken if patients[t] == patients[scan] or same_patient(t, scan)), None)
+        return next((t for t in taken if patients[t] == patients[scan] or likeness(t, scan) >= least), None)
 
     scans_of = {name: sum(patients[i] == name for i in candidates) for name in set(patients)}
     weights = np.array([1 / scans_of[patients[i]] for i in candidates])  # a patient with many scans counts once
@@ -135,14 +139,17 @@ def choose(
             passed_over.append((scan, other))
     while len(choices) < budget:
         far = squared_distances(points, embeddings[taken]).min(1) if taken else weights
-        free = (i for i in candidates[far.argsort(kind="stable")[::-1]].tolist() if i not in taken and owner(i) is None)
-        if (scan := next(free, None)) is None:
+        free = [i for i in candidates[far.argsort(kind="stable")[::-1]].tolist() if i not in taken]
+        scan = next((i for i in free if owner(i) is None), None)
+        if scan is None:
+            scan = next((i for i in free if owner(i, SURELY_SAME) is None), None)
+        if scan is None:
             raise InputError(
                 f"budget is {budget} but only {len(choices)} scans without a label are of different patients who have "
                 f"no label yet; give --budget {max(len(choices), 1)}, or say how names tell the patient with "
                 "--patient_pattern REGEX"
             )
-        choices.append(Choice(scan, (scan,), outside=True))
+        choices.append(Choice(scan, (scan,), outside=True, looks_like=owner(scan)))
         taken.append(scan)
     return choices
 

@@ -29,6 +29,7 @@ _PATIENT_ID = "0010|0020"  # DICOM's Patient ID
 
 VOXELS = 80_000  # of the reduced volumes whose anatomy is compared, at most
 SAME_ANATOMY = 0.6  # correlation from which scans are taken for the same patient's
+SURELY_SAME = 0.9  # the same where no other scan is left; between them is a doubt
 _FINEST = 0.75  # mm, the smallest voxels of reduced volumes; the next are larger by _STEP
 _STEP = 2**0.5
 _SMALLEST = 8  # voxels of each side; flatter volumes have too little anatomy

@@ -65,7 +65,9 @@ class Selection:
     def why(self, choice: Choice) -> str:
         """The reason for a choice in a few words."""
         count, total = len(self.stood_for(choice.scan)), len(self.represented_by)
-        if choice.outside:
+        if choice.looks_like is not None:
+            text = f"may be of the patient of {self.names[choice.looks_like]}, but no other scan is left"
+        elif choice.outside:
             text = "farthest from all others of patients who have no label yet"
         elif count == 1:
             text = "unlike all others"

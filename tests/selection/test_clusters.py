@@ -114,3 +114,12 @@ def test_too_few_patients_are_refused():
 
 def test_equal_scans_can_be_clustered():
     assert len({choice.scan for choice in pick(np.zeros((5, 2)), 3)}) == 3
+
+
+def test_a_likeness_of_anatomy_is_a_doubt_where_no_other_scan_is_left():
+    points = blobs({"left": 2, "right": 2})
+    choices = pick(points, 3, same=lambda a, b: 0.7)
+    assert len({choice.scan for choice in choices}) == 3
+    assert [choice.looks_like is not None for choice in choices] == [False, True, True]
+    with refused("only 1 scans", "--budget 1"):
+        pick(points, 3, same=lambda a, b: 0.95)
