@@ -153,6 +153,7 @@ def test_given_steps_need_no_timing_and_are_shared_in_proportion(data: Path, run
     plan = planned(labelled(data), run, steps=200, decoder="hierarchical")
     assert {name: plan.stages[name]["steps"] for name in TRAININGS} == {
         **dict.fromkeys((*TEACHERS, *EXPERTS), 25),
+        "pixel_expert": 100,
         "fine_tuning": 200,
     }
     assert plan.run["hours"] is None and plan.stages["fine_tuning"]["decoder"] == "hierarchical"

@@ -23,12 +23,12 @@ WORK = Work(reading=NOTHING, validation=NOTHING, evaluation=0, prediction=0, mos
 
 
 def test_the_budget_is_shared_between_the_stages():
-    """One run at a time: seven starts, and the rest of 85 % of an hour in the proportion 1 : 1 : 1 : 1 : 1 : 4."""
+    """One run at a time: seven starts, and the rest of 85 % of an hour in the proportion 1 : 1 : 1 : 1 : 2 : 4."""
     steps, seconds = fit_steps(1, 60, SPEED, WORK, jobs=1)
     limit = 0.85 * 3600 - 60
     left = limit - 7 * START_UP
     for stage in TRAININGS:
-        share = (4 if stage == "fine_tuning" else 1) / 9 * left
+        share = {"fine_tuning": 4, "pixel_expert": 2}.get(stage, 1) / 10 * left
         assert steps[stage][0] * SPEED.steps[stage] == pytest.approx(share, rel=0.03)
         assert steps[stage][0] % steps[stage][1] == 0
     assert 0.97 * limit < seconds <= limit
@@ -37,8 +37,8 @@ def test_the_budget_is_shared_between_the_stages():
 def test_runs_side_by_side_leave_time_for_more_steps():
     """Two teachers, then two experts, with the pixel expert after the first of these, and the fine-tuning alone."""
     one, two = ({name: count for name, (count, *_) in fit_steps(1, 0, SPEED, WORK, n)[0].items()} for n in (1, 2))
-    left = 0.85 * 3600 - 5 * START_UP  # pixel level starts with the second job that is free: 3 + 1 + 1 runs in a row
-    assert two["fine_tuning"] == pytest.approx(left * 4 / 7 / 2, rel=0.05)
+    left = 0.85 * 3600 - 5 * START_UP  # parts of the time in a row: teacher 1, expert 1, pixel expert 2, fine-tuning 4
+    assert two["fine_tuning"] == pytest.approx(left * 4 / 8 / 2, rel=0.05)
     assert two["fine_tuning"] > 1.2 * one["fine_tuning"]
 
 
@@ -61,7 +61,9 @@ def test_validations_take_a_fifth_of_a_stage_at_most():
     for stage, length in fit_steps(1, 0, SPEED, slow, 1)[0].items():
         assert length.epochs == 10  # checkpoints cost little
         assert 30 * length.validations <= 0.21 * length.steps * SPEED.steps[stage]
-        assert (length.validations, length.val_interval) == ((5, 2) if stage == "fine_tuning" else (1, 10))
+        assert (length.validations, length.val_interval) == {"fine_tuning": (5, 2), "pixel_expert": (3, 4)}.get(
+            stage, (1, 10)
+        )
 
 
 def test_no_stage_gets_more_steps_than_are_useful():
@@ -105,7 +107,7 @@ def test_given_steps_have_whole_epochs():
     for count in (1, 7, 50, 333, 10_000):
         for stage, (steps, epochs, val_interval) in given_steps(count).items():
             assert steps % epochs == 0 and 1 <= epochs <= 10 and -(-epochs // val_interval) <= 2
-            assert steps == pytest.approx(count * (1 if stage == "fine_tuning" else 0.125), abs=9)
+            assert steps == pytest.approx(count * {"fine_tuning": 1, "pixel_expert": 0.5}.get(stage, 0.125), abs=9)
 
 
 def test_a_plan_within_a_budget_is_measured_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

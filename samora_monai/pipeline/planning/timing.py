@@ -26,12 +26,14 @@ from samora_monai.pipeline.plan import CONFIGS, EXPERTS, TEACHERS, TRAININGS, bu
 from samora_monai.settings import flag
 
 START_UP = 8.0  # seconds of a process until it reads its scans
-SHARES = {**dict.fromkeys((*TEACHERS, *EXPERTS), 0.1), "fine_tuning": 0.4}  # of the work of all stages
+# of the work of all stages; the pixel expert trains a decoder of its own
+SHARES = {**dict.fromkeys((*TEACHERS, *EXPERTS), 0.1), "pixel_expert": 0.2, "fine_tuning": 0.4}
 FEWEST = {**dict.fromkeys((*TEACHERS, *EXPERTS), 20), "fine_tuning": 50}  # steps that a stage gets in any case
 _OF_BUDGET = 0.85  # the rest is a reserve
 _VALIDATION = 0.2  # of a stage's time at most
 _VALIDATIONS = 2  # where steps are given
-_OF_AN_EXPERT = 0.125  # steps, and of a teacher, in units of the fine-tuning's, where these are given
+# in units of the fine-tuning's steps, where these are given
+_STEPS = {**dict.fromkeys(SHARES, 0.125), "pixel_expert": 0.5, "fine_tuning": 1.0}
 _EPOCHS = 10
 _STEPS_OF_AN_EPOCH = 20
 _SECONDS, _REPEATS = 0.6, 5  # of a measurement
@@ -226,7 +228,7 @@ def fit_steps(hours: float, spent: float, speed: Speed, work: Work, jobs: int) -
 
 def given_steps(steps: int) -> dict[str, Length]:
     """Length of each stage if the steps of the fine-tuning are given; the others in proportion."""
-    counts = {stage: max(1, round(steps * (1 if stage == "fine_tuning" else _OF_AN_EXPERT))) for stage in SHARES}
+    counts = {stage: max(1, round(steps * part)) for stage, part in _STEPS.items()}
     return {stage: _whole_epochs(count, _VALIDATIONS) for stage, count in counts.items()}
 
 
