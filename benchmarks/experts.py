@@ -26,11 +26,10 @@ from monai.bundle import ConfigWorkflow, create_workflow
 from torch import Tensor, nn
 
 from benchmarks.fewshot import run_process
-from benchmarks.fewshot.base import make_base
-from benchmarks.fewshot.budget import FULL
 from samora_monai.data import SliceDataset
 from samora_monai.networks import LEVELS
 from samora_monai.pictures.expert import without_experts
+from samora_monai.pipeline.at_hand import STAND_IN_FILE
 from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
 from samora_monai.pipeline.record import Record
 from samora_monai.pretraining import MAETeacher, SimCLRTeacher
@@ -107,12 +106,14 @@ def main() -> None:
     parser.add_argument("--datalist", default="dataset.json")
     parser.add_argument("--modality", default="CT")
     parser.add_argument("--folder", type=Path, default=Path("experts"))
-    parser.add_argument("--base", type=Path, help="a SAM checkpoint of the tiny preset")
+    parser.add_argument(
+        "--base", type=Path, help="a SAM checkpoint of the tiny preset; default: the stand-in of the package"
+    )
     parser.add_argument("--levels", nargs="+", default=LEVELS, choices=LEVELS)
     args = parser.parse_args()
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    base = args.base or make_base(folder / "base", [FULL.base_steps], {})
+    base = args.base or STAND_IN_FILE
     data = {"dataset_dir": args.dataset_dir, "datalist": args.datalist, "modality": args.modality}
     data["cache_dir"] = str(folder / "cache")
 

@@ -30,6 +30,7 @@ from benchmarks.fewshot.stage_one import StageOne, clear_unfinished
 from samora_monai.data import find_cases
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, PRESETS
+from samora_monai.pipeline.at_hand import STAND_IN, STAND_IN_FILE
 from samora_monai.pipeline.recipes import STAND_INS
 
 QUICK_LABELED = (4,)
@@ -43,7 +44,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="folder of all files that are written")
     parser.add_argument("--datalist", default="dataset.json")
     parser.add_argument("--modality", default="CT", choices=("CT", "MR"))
-    parser.add_argument("--base", type=Path, help="SAM's checkpoint; default: a stand-in that is trained (base.py)")
+    parser.add_argument(
+        "--base", type=Path, help="base; default: the package's tiny, or for sam2_mini one that is trained"
+    )
     parser.add_argument("--encoder", default="tiny", choices=list(PRESETS), help="preset of the base; default tiny")
     parser.add_argument("--image_teacher", type=Path, help="r50_2x_sk1.pth, which is trained further on the scans")
     parser.add_argument("--patch_teacher", type=Path, help="mae_pretrain_vit_large_full.pth, likewise")
@@ -157,6 +160,8 @@ def run(args: argparse.Namespace) -> None:
         args.rows.remove(PUBLIC)
     with alone_in(folder):
         base = args.base and args.base.absolute()
+        if base is None and args.encoder == STAND_IN:
+            base = STAND_IN_FILE
         sizes = [args.image_size] if args.image_size else None
         base = base or make_base(folder / "base", [budget.base_steps], machine, args.encoder, sizes)
         stage_one = StageOne(folder / "stage1", base, args.encoder, data, budget, public, machine, threads)
