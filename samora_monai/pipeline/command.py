@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,15 +23,17 @@ from samora_monai.data.scans import absolute
 from samora_monai.errors import InputError, one_line
 from samora_monai.networks.config import DECODERS, PRESETS
 from samora_monai.pipeline import select
-from samora_monai.pipeline.at_hand import model_file
+from samora_monai.pipeline.at_hand import cores, model_file
 from samora_monai.pipeline.bundle_process import bundle_command, quoted, run_visibly, shown
+from samora_monai.pipeline.folders import find_folder
 from samora_monai.pipeline.outcome import outcome
 from samora_monai.pipeline.plan import Plan
 from samora_monai.pipeline.planning import make_plan, read_plan
-from samora_monai.pipeline.record import Record
+from samora_monai.pipeline.record import Record, settings_hash
 from samora_monai.pipeline.run import alone_in, run_stages
 from samora_monai.pipeline.stages import SEGMENTATION, stages_of
 
+_OWN = ("data", "bundles", "samora", "samed", "results", "predictions", "logs", "records")  # folders in RUN
 MACHINE = ("device", "jobs")  # settings that may change from one start to the next
 _DEFAULTS: dict[str, Any] = {
     "hours": None,
@@ -46,7 +49,7 @@ _DEVICE = "default: a GPU if there is one"
 
 
 def plan(folder: Path, run: Path, **options: Any) -> Plan:
-    """Make the plan of a folder of scans, `RUN/plan.yaml`, in place of an earlier one.
+    """Make the plan of a folder of scans, `RUN/plan.yaml`; an earlier one is kept as `plan.yaml.old`.
 
     Args:
         folder: the scans.
@@ -59,8 +62,12 @@ def plan(folder: Path, run: Path, **options: Any) -> Plan:
     folder, run = absolute(folder), _writable(run, folder)
     with alone_in(run):
         print(f"looking at the scans in {folder}", flush=True)
+        origin, file = _origin(run, folder), run / "plan.yaml"
+        origin.start()  # until it is finished, the earlier plan does not fit the list of scans
+        if file.is_file():
+            shutil.copyfile(file, run / "plan.yaml.old")
         made = make_plan(folder, run, **_DEFAULTS | options)
-        _origin(run, folder).finish()
+        origin.finish()
     print(f"plan: {run / 'plan.yaml'}", flush=True)
     return made
 
@@ -73,7 +80,7 @@ def train(folder: Path, run: Path, compare: bool = False, dry_run: bool = False,
         run: folder of the pipeline; its plan is used, if it has one.
         compare: train and evaluate SAMed too.
         dry_run: only make the plan, and print it with the commands.
-        options: of `make_plan`; with a plan, only `device` and `jobs` have an effect.
+        options: of `make_plan`; with a plan, `device` and `jobs` may differ from it, others not.
 
     Raises:
         InputError: see `plan` and `run_stages`.
@@ -84,10 +91,10 @@ def train(folder: Path, run: Path, compare: bool = False, dry_run: bool = False,
     if dry_run:
         print((run / "plan.yaml").read_text(encoding="utf-8"))
         for stage in stages:
-            copies = f"mkdir -p {quoted(str(stage.folder.parent))}; " if stage.last else ""
-            copies += (
-                f"cp -r {quoted(str(bundle_path(stage.bundle)))} {quoted(str(stage.folder))}\n" if stage.last else ""
-            )
+            copies = ""
+            if stage.last:
+                source, target = quoted(f"{bundle_path(stage.bundle)}/."), quoted(str(stage.folder))
+                copies = f"mkdir -p {target}; cp -r {source} {target}\n"
             print(f"# {stage.name}\n{copies}{shown(stage.command())}")
         return
     run_stages(stages, run, made.run["jobs"], made.run["threads"])
@@ -139,25 +146,50 @@ def _planned(folder: Path, run: Path, options: dict[str, Any]) -> Plan:
     file = run / "plan.yaml"
     if not file.is_file() or not (run / "data" / "dataset.json").is_file():
         return plan(folder, run, **options)
-    origin = _origin(run, folder)
-    if origin.changes():
+    if not _origin(run, folder).is_finished(()):
         raise InputError(
-            f"'{file}' was made for other scans than '{folder}'; give another --output, or make it again: "
-            f"samora plan {quoted(str(folder))} --output {quoted(str(run))}"
+            f"'{file}' was made for other scans than '{folder}' has now, or was not finished; give another --output, "
+            f"or make it again: samora plan {quoted(str(folder))} --output {quoted(str(run))}"
         )
+    made = read_plan(file)
+    if ignored := _ignored(made, options):
+        raise InputError(f"{ignored} has no effect, '{file}' states another; edit it, or give another --output")
     print(f"plan: {file}, as it is", flush=True)
     machine = {name: options[name] for name in MACHINE if options.get(name) is not None}
-    made = read_plan(file)
+    if "jobs" in machine:
+        machine["threads"] = max(1, cores() // machine["jobs"])
+    if str(machine.get("device", "")).startswith("cpu"):
+        machine |= {"amp": False, "num_workers": 0}
     return replace(made, run={**made.run, **machine})
 
 
+def _ignored(made: Plan, options: dict[str, Any]) -> str | None:
+    """The first option that was given with another value than the plan has, as on the command line."""
+    tuning = made.stages["fine_tuning"]
+    steps = options.get("steps")
+    planned = {
+        "hours": made.run["hours"],
+        "modality": made.data["modality"],
+        "encoder": made.network["encoder"],
+        "checkpoint": made.network["sam_checkpoint"],
+        "decoder": tuning.get("decoder", "sam"),
+        "seed": made.run["seed"],
+        "steps": steps if steps is not None and 0 <= tuning["steps"] - steps < tuning["epochs"] else tuning["steps"],
+    }
+    given = {name: options.get(name, default) for name, default in _DEFAULTS.items() if name in planned}
+    name = next((n for n, value in given.items() if value not in (_DEFAULTS[n], planned[n])), None)
+    return name and f"--{'sam_checkpoint' if name == 'checkpoint' else name} {given[name]}"
+
+
 def _origin(run: Path, folder: Path) -> Record:
-    """The record of the plan: the folder that it was made for."""
-    return Record(run / "records" / "plan.json", {"folder": str(folder)})
+    """The record of the plan: the folder that it was made for, and the files in it."""
+    found = find_folder(folder, run, need_labels=False)
+    files = sorted(path for case in (*found.training, *found.validation, *found.unlabeled) for path in case.values())
+    return Record(run / "records" / "plan.json", {"folder": str(folder), "scans": settings_hash(files)})
 
 
 def _writable(run: Path, folder: Path) -> Path:
-    if absolute(run) == folder:
+    if absolute(run) == folder or any(folder.is_relative_to(absolute(run) / name) for name in _OWN):
         raise InputError(f"'{folder}' holds the scans; give another folder with --output, RUN/ in it for example")
     try:
         return check_output_dir(run)

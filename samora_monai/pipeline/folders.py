@@ -15,10 +15,12 @@ All other scans, pictures and arrays are unlabelled.
 from __future__ import annotations
 
 import json
+import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,11 @@ from samora_monai.data.datalist import (
     modality_of,
     read_header,
 )
+from samora_monai.data.label_files import read_provenance
 from samora_monai.data.scans import VOLUME_SUFFIXES, absolute, iterate_scans
 from samora_monai.data.unlabeled import SUFFIXES, is_label_file, is_label_folder
 from samora_monai.errors import InputError, MissingFileError
+from samora_monai.report.provenance import quoted
 
 _LABEL_WORD = re.compile(r"labels?|masks?|seg|segmentations?|gt|ground|truth|final|annotations?", re.IGNORECASE)
 _IMAGE_WORD = re.compile(r"images?|imgs?|imaging|volumes?|vol|scans?|0000", re.IGNORECASE)
@@ -62,6 +66,9 @@ def find_folder(folder: Path, results: Path | None = None, need_labels: bool = T
     """
     root = absolute(folder)
     cases = _find(root, results)
+    labelled = {os.path.realpath(case["image"]) for case in (*cases.training, *cases.validation)}
+    rest = tuple(case for case in cases.unlabeled if os.path.realpath(case["image"]) not in labelled)
+    cases = replace(cases, unlabeled=rest)  # a datalist may list a scan twice
     return _require_labels(cases) if need_labels else cases
 
 
@@ -113,7 +120,7 @@ def _require_labels(cases: Cases) -> Cases:
     count = len(cases.unlabeled)
     raise InputError(
         f"no labelled scan in '{cases.source}': found {count} without labels, expected {_BESIDE}; "
-        f"'samora select {cases.source}' names those to label first"
+        f"`samora select {quoted(cases.source)} --budget 4` names those to label first"
     )
 
 
@@ -143,6 +150,8 @@ def _search(root: Path, exclude: Iterable[Path]) -> Cases:
     for path in iterate_scans(root, SUFFIXES, include, [str(folder.resolve()) for folder in exclude]):
         parts = path.relative_to(root).parts
         named = is_label_file(path.name) if path != root else False
+        if named and not path.is_dir() and (read_provenance(path) or "").startswith("samora_monai:"):
+            continue  # a prediction of this package, no reference
         label = (named and not path.is_dir()) or any(is_label_folder(part) for part in parts[:-1])
         if label and not path.name.lower().endswith(VOLUME_SUFFIXES):
             continue  # masks of pictures, which the fine-tuning does not take
@@ -227,7 +236,8 @@ def _stem(name: str) -> str:
 
 def _words(name: str) -> list[str]:
     """The words of a name, without those that mark an image or a label."""
-    words = [word for word in re.split(r"[^A-Za-z0-9]+", name) if word]
+    name = unicodedata.normalize("NFC", name)  # macOS may decompose letters
+    words = [word for word in re.split(r"[\W_]+", name) if word]
     return [word for word in words if not _LABEL_WORD.fullmatch(word) and not _IMAGE_WORD.fullmatch(word)]
 
 

@@ -118,7 +118,11 @@ def unfinished(stages: Sequence[Stage], records: dict[str, Record]) -> list[Stag
         wanted = stage.name not in (*TEACHERS, *EXPERTS) or any(stage.name in other.needs for other in todo)
         if wanted and not records[stage.name].is_finished(stage.results):
             todo.insert(0, stage)
-    return todo
+    names = {stage.name for stage in todo}
+    for stage in stages:  # and what is made from a stage that is made again
+        if names & set(stage.needs):
+            names.add(stage.name)
+    return [stage for stage in stages if stage.name in names]
 
 
 def run_stages(stages: Sequence[Stage], run: Path, jobs: int = 1, threads: int | None = None) -> None:

@@ -8,7 +8,6 @@ samed -> samed_evaluation        (for comparison: the same fine-tuning without e
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import yaml
 from samora_monai.bundles import bundle_path
 from samora_monai.data import Cases, find_cases
 from samora_monai.data.datalist import volumes_of
-from samora_monai.data.scans import absolute
+from samora_monai.data.scans import absolute, relative_case
 from samora_monai.errors import InputError
 from samora_monai.networks import LEVELS
 from samora_monai.pipeline.bundle_process import bundle_command
@@ -220,8 +219,16 @@ class _Makers:
         if not scans:
             return []
         folder, output_dir = self.run / "samora", self.run / "predictions"
-        listed = f"$samora_monai.data.volumes_of({json.dumps(str(self.run / 'data'))})"
-        places: dict[str, Any] = {"dataset_dir": os.path.commonpath([os.path.dirname(scan) for scan in scans])}
+        root = os.path.commonpath([os.path.dirname(scan) for scan in scans])
+        scan_of: dict[Path, str] = {}
+        for scan in scans:
+            if (other := scan_of.setdefault(relative_case(scan, root), scan)) != scan:
+                raise InputError(
+                    f"the labels of '{other}' and '{scan}' would get the same name; rename or remove one of them, and "
+                    "make the plan again"
+                )
+        listed = "$samora_monai.data.volumes_of(@bundle_root + '/../data')"  # no path: it might hold an @
+        places: dict[str, Any] = {"dataset_dir": root}
         places |= {"dataset::data::scans": listed, "output_dir": output_dir, "resume": True}
         stage = Stage(
             name="prediction",

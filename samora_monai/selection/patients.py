@@ -8,6 +8,7 @@ folder, and the next part with a digit is added: `BraTS20_Training_001` of `BraT
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from monai.data import MetaTensor
 from scipy import fft, ndimage
 from torch import Tensor
 
-from samora_monai.data.scans import relative_case
+from samora_monai.data.scans import absolute, relative_case
 from samora_monai.data.unlabeled import SUFFIXES
 from samora_monai.errors import InputError
 
@@ -48,6 +49,8 @@ def patients_of(scans: Sequence[str], root: Path, pattern: str | None = None) ->
     Raises:
         InputError: `pattern` is no regular expression.
     """
+    if not all(absolute(scan).is_relative_to(absolute(root)) for scan in scans):  # a datalist elsewhere
+        root = Path(os.path.commonpath([absolute(scan).parent for scan in scans]))
     cases = [str(relative_case(_without_suffix(scan), root)).replace("\\", "/") for scan in scans]
     named = _by_pattern(cases, pattern) if pattern else _by_name(cases)
     ids = {scan: patient_id for scan in scans if Path(scan).is_dir() and (patient_id := _patient_id(Path(scan)))}
@@ -76,7 +79,7 @@ def _by_name(cases: Sequence[str]) -> list[str]:
     names, depth = plain, 1
     while plain:
         names = [_prefix(case, depth) for case in plain]
-        if len(set(names)) * MOST_SCANS >= len(plain):
+        if names == plain or len(set(names)) * MOST_SCANS >= len(plain):
             break
         depth += 1
     rest = iter(names)

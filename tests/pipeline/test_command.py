@@ -78,7 +78,8 @@ def test_a_dry_run_prints_plan_and_commands_and_trains_nothing(arguments: list[s
     assert code_of(*arguments, "--dry_run", "--compare") is None
     text = capsys.readouterr().out
     assert "learning_rate: 0.001" in text and text.count(" -m monai.bundle run ") == 10
-    assert f"cp -r {bundle_path('samora_pixel_expert')} {tmp_path}/run/bundles/pixel_expert\n" in text
+    copy = f"{tmp_path}/run/bundles/pixel_expert"
+    assert f"mkdir -p {copy}; cp -r {bundle_path('samora_pixel_expert')}/. {copy}\n" in text
     assert not (tmp_path / "run" / "bundles").exists()
 
 
@@ -87,6 +88,38 @@ def test_a_folder_belongs_to_the_scans_of_its_plan(arguments: list[str], runs: l
     other = [str(phantoms / "imagesTr"), *arguments[1:]]
     assert "was made for other scans than" in failed(*other)
     assert len(runs) == 1
+
+
+def test_new_scans_need_a_new_plan_and_the_old_one_is_kept(
+    arguments: list[str], runs: list[Any], phantoms: Path, tmp_path
+):
+    scans = tmp_path / "scans"
+    shutil.copytree(phantoms, scans)
+    (scans / "dataset.json").unlink()
+    own = [str(scans), *arguments[1:]]
+    assert code_of(*own) is None
+    first = min((scans / "imagesTr").iterdir())
+    shutil.copyfile(first, scans / "imagesUnlabeled" / f"new_{first.name}")
+    assert "was made for other scans than" in failed(*own)
+    edited = (tmp_path / "run" / "plan.yaml").read_text() + "# edited\n"
+    (tmp_path / "run" / "plan.yaml").write_text(edited)
+    assert code_of("plan", *own) is None and code_of(*own) is None
+    assert (tmp_path / "run" / "plan.yaml.old").read_text() == edited
+
+
+def test_an_option_that_the_plan_contradicts_is_refused(arguments: list[str], runs: list[Any]):
+    assert code_of(*arguments) is None
+    assert code_of(*arguments) is None  # the same options again
+    assert "--decoder hierarchical has no effect" in failed(*arguments, "--decoder", "hierarchical")
+    assert "--seed 3 has no effect" in failed(*arguments, "--seed", "3")
+    assert code_of(*arguments, "--jobs", "1") is None
+
+
+def test_scans_inside_the_folders_of_a_run_are_refused(phantoms: Path, tmp_path: Path):
+    shutil.copytree(phantoms, tmp_path / "own" / "data")
+    before = (tmp_path / "own" / "data" / "dataset.json").read_bytes()
+    assert "holds the scans" in failed("plan", str(tmp_path / "own" / "data"), "--output", str(tmp_path / "own"))
+    assert (tmp_path / "own" / "data" / "dataset.json").read_bytes() == before
 
 
 def test_mistakes_are_one_line(arguments: list[str], phantoms: Path, tmp_path: Path):

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -139,3 +140,26 @@ def test_unclear_pairs_are_refused(tmp_path: Path):
     np.save(tmp_path / "a.npy", np.zeros((3, 4)))
     with refused("a.npy' has the label", "convert it to NIfTI"):
         find_folder(tmp_path)
+
+
+def test_a_prediction_of_this_package_is_no_reference(tmp_path: Path):
+    """`samora predict` may have written labels into the folder of the scans."""
+    scan = np.zeros((4, 4, 4), np.int16)
+    for name in ("a", "b"):
+        nib.save(nib.Nifti1Image(scan, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    nib.save(nib.Nifti1Image(scan.astype(np.uint8), np.eye(4)), tmp_path / "a_seg.nii.gz")
+    predicted = nib.Nifti1Image(scan.astype(np.uint8), np.eye(4))
+    predicted.header["descrip"] = f"samora_monai:{'0' * 40}"
+    nib.save(predicted, tmp_path / "b_seg.nii.gz")
+    found = find_folder(tmp_path)
+    assert [Path(case["image"]).name for case in found.training] == ["a.nii.gz"]
+    assert [Path(case["image"]).name for case in found.unlabeled] == ["b.nii.gz"]
+
+
+def test_letters_of_all_scripts_tell_names_apart(tmp_path: Path):
+    scan = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+    for name in ("images/张三", "images/李四", "labels/李四"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        nib.save(scan, tmp_path / f"{name}.nii.gz")
+    found = find_folder(tmp_path)
+    assert [Path(case["image"]).name for case in found.training] == ["李四.nii.gz"]

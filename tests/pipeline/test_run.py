@@ -69,7 +69,7 @@ def test_an_expert_is_made_again_only_if_it_is_needed(folder: Path, make_stages:
     assert started(capsys.readouterr().out) == []
     shutil.rmtree(folder / "samora")
     run_stages(make_stages(folder, epochs=1), folder)
-    assert started(capsys.readouterr().out) == ["pixel_expert", "fine_tuning"]
+    assert started(capsys.readouterr().out) == ["pixel_expert", "fine_tuning", "evaluation"]  # of the new model
 
 
 def test_a_failed_stage_is_one_sentence_and_goes_on_later(folder: Path, make_stages: MakeStages, capsys: Capture):

@@ -12,7 +12,7 @@ from samora_monai.data.datalist import datalist_text
 from samora_monai.data.scans import absolute
 from samora_monai.errors import InputError
 from samora_monai.networks.config import DECODERS
-from samora_monai.pipeline.at_hand import choose_device, cores, find_base
+from samora_monai.pipeline.at_hand import choose_device, cores, find_base, free_memory
 from samora_monai.pipeline.folders import find_folder
 from samora_monai.pipeline.plan import Plan
 from samora_monai.pipeline.planning.decisions import (
@@ -32,6 +32,7 @@ from samora_monai.settings import check_run_settings, is_whole
 
 DEFAULT_HOURS = 2.0
 _READERS = 8  # scans that are read at a time, at most
+_OF_A_SCAN = 4e9  # bytes, of a large labelled CT while it is read
 _SLICES_PER_PASS = 8
 
 
@@ -76,7 +77,8 @@ def make_plan(
     base = find_base(encoder, checkpoint, run)
     print(f"base: {base.encoder}, {base.checkpoint}: {base.reason}", flush=True)
     lists, about_validation = hold_out(cases, seed)
-    facts, unreadable = look_at([*cases.training, *cases.validation, *cases.unlabeled], min(cores(), _READERS))
+    readers = max(1, min(cores(), _READERS, int(free_memory("cpu") // _OF_A_SCAN)))
+    facts, unreadable = look_at([*cases.training, *cases.validation, *cases.unlabeled], readers)
     fact_of = {scan.image: scan for scan in facts}
     lists["unlabeled"] = [scan for scan in lists["unlabeled"] if scan["image"] in fact_of]
     listed = {name: [fact_of[scan["image"]] for scan in items] for name, items in lists.items()}

@@ -118,7 +118,7 @@ def network_settings(
         f"pixels, a multiple of {STEP}; {why_size}; needs about {needed:.1f} of {free / _GIGABYTE:.1f} GB of memory"
     )
     slices = 2 * scans.slices(scans.all) * size**2 * machine["jobs"]  # bytes
-    if slices > free / 3 or sum(scan.seconds for scan in scans.all) > _SLOW_READING:
+    if slices > free_memory("cpu") / 3 or sum(scan.seconds for scan in scans.all) > _SLOW_READING:
         for name in (*TEACHERS, *EXPERTS):
             stages[name]["cache_dir"] = str(run / "slices")
             reasons[f"stages.{name}.cache_dir"] = "resized slices on disk, so that scans are read once"
