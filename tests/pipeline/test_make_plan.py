@@ -266,3 +266,22 @@ def test_a_file_of_meta_at_hand_is_the_base(data: Path, run: Path, capsys: pytes
     )
     assert "rank" not in plan.stages["fine_tuning"] and plan.stages["pixel_expert"]["learning_rate"] == 0.001
     assert "base: sam2_tiny" in capsys.readouterr().out
+
+
+def test_scans_of_a_patient_are_in_one_list_and_every_class_is_trained(tmp_path: Path):
+    data = tmp_path / "data"
+    for patient in range(4):
+        for frame in (1, 2):
+            name = f"patient{patient}_frame{frame}"
+            seed = 2 * patient + frame
+            ct(data / f"{name}.nii.gz", seed=seed)
+            labels(data / f"{name}_seg.nii.gz", 2 if patient == 0 else 1)
+    for seed in range(4):
+        run = tmp_path / f"run{seed}"
+        planned(data, run, seed=seed)
+        lists = json.loads((run / "data" / "dataset.json").read_text())
+        training, validation = (
+            {Path(case["image"]).name.split("_")[0] for case in lists[name]} for name in ("training", "validation")
+        )
+        assert len(validation) == 1 and not training & validation
+        assert "patient0" in training, "the only one with class 2"

@@ -6,7 +6,8 @@ Each decision is returned with its reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,6 +20,7 @@ from samora_monai.data.scaling import ScanScaling
 from samora_monai.data.scans import find_copy
 from samora_monai.errors import InputError
 from samora_monai.pipeline.planning.look import ScanFacts
+from samora_monai.selection.patients import patients_of
 
 AXES = ("sagittal", "coronal", "axial")
 STEP = 32  # pixels; the sides of an input are multiples of it
@@ -154,8 +156,16 @@ def choose_classes(labelled: Sequence[ScanFacts], cases: Cases) -> tuple[list[st
     return names, f"{len(found)} values in the labels; put their names here, background first{rest}"
 
 
-def hold_out(cases: Cases, seed: int) -> tuple[dict[str, list[dict[str, str]]], str]:
+def hold_out(
+    cases: Cases, seed: int, classes: Mapping[str, frozenset[int]]
+) -> tuple[dict[str, list[dict[str, str]]], str]:
     """Return the lists `training`, `validation` and `unlabeled`, and a note on the validation scans.
+
+    All scans of a patient are in the same list, and each class that occurs is in a training scan.
+
+    Args:
+        seed: of the choice, where the data do not say which scans are for validation.
+        classes: the label values of each labelled scan, by its image.
 
     Raises:
         InputError: of the scans to choose from, one is a copy of another.
@@ -169,16 +179,28 @@ def hold_out(cases: Cases, seed: int) -> tuple[dict[str, list[dict[str, str]]], 
         raise InputError(
             f"'{copy[1]}' is a copy of '{copy[0]}', but each labelled scan counts once; remove one of them"
         )
+    unknown = "the Dice that is reported is that on the training scans, and does not tell how well others are segmented"
     if len(training) < _ENOUGH:
-        return lists, (
-            f"only {len(training)} labelled {'scan' if len(training) == 1 else 'scans'}, so none is held out: the Dice "
-            "that is reported is that on the training scans, and does not tell how well other scans are segmented"
-        )
-    count = max(1, round(len(training) / _HELD_OUT))
-    chosen = {int(i) for i in np.random.default_rng(seed).permutation(len(training))[:count]}
-    lists["validation"] = [case for i, case in enumerate(training) if i in chosen]
-    lists["training"] = [case for i, case in enumerate(training) if i not in chosen]
-    return lists, f"{count} of {len(training)} labelled scans are held out for validation, chosen by the seed {seed}"
+        count = f"{len(training)} labelled {'scan' if len(training) == 1 else 'scans'}"
+        return lists, f"only {count}, so none is held out: {unknown}"
+    source = Path(cases.source)
+    owners = patients_of(images, source.parent if source.is_file() else source)
+    patients = list(dict.fromkeys(owners))
+    if len(patients) == 1:  # names that tell nothing
+        owners = patients = images
+    held_out: list[str] = []
+    for i in np.random.default_rng(seed).permutation(len(patients)):
+        rest = [image for image, owner in zip(images, owners, strict=True) if owner not in (*held_out, patients[i])]
+        own = [image for image, owner in zip(images, owners, strict=True) if owner == patients[i]]
+        needed, covered = (set[int]().union(*(classes[image] for image in part)) for part in (own, rest))
+        if len(held_out) < max(1, round(len(patients) / _HELD_OUT)) and needed <= covered:
+            held_out.append(patients[i])
+    if not held_out:
+        return lists, f"each labelled scan has a class that no other has, so none is held out: {unknown}"
+    lists["validation"] = [case for case, owner in zip(training, owners, strict=True) if owner in held_out]
+    lists["training"] = [case for case, owner in zip(training, owners, strict=True) if owner not in held_out]
+    count = f"{len(lists['validation'])} of {len(training)}"
+    return lists, f"{count} labelled scans are held out for validation, chosen by the seed {seed}"
 
 
 def plane(scan: ScanFacts, axis: int) -> tuple[int, int]:

@@ -76,10 +76,11 @@ def make_plan(
     cases = find_folder(folder, run)
     base = find_base(encoder, checkpoint, run)
     print(f"base: {base.encoder}, {base.checkpoint}: {base.reason}", flush=True)
-    lists, about_validation = hold_out(cases, seed)
     readers = max(1, min(cores(), _READERS, int(free_memory("cpu") // _OF_A_SCAN)))
     facts, unreadable = look_at([*cases.training, *cases.validation, *cases.unlabeled], readers)
     fact_of = {scan.image: scan for scan in facts}
+    values = {scan.image: frozenset(scan.label_values) for scan in facts if scan.label_values is not None}
+    lists, about_validation = hold_out(cases, seed, values)
     lists["unlabeled"] = [scan for scan in lists["unlabeled"] if scan["image"] in fact_of]
     listed = {name: [fact_of[scan["image"]] for scan in items] for name, items in lists.items()}
     labelled = [*listed["training"], *listed["validation"]]
