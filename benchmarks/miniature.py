@@ -1,6 +1,9 @@
-"""Choose the miniature: small encoders and a U-Net from random weights, all parameters trained, at equal CPU time.
+"""Small networks at equal CPU time: encoders and a U-Net from random weights, and the stand-in base of the package.
 
     python -m benchmarks.miniature DIR FOLDER [--datalist dataset.json --modality MR --minutes 4 --rows tiny sam2_mini]
+
+From random weights all parameters are trained. The rows `STAND_IN_ROWS` show what the stand-in is worth: its decoder on
+the frozen encoder (`stand_in`), the same on random weights (`random`), and SAMed (`stand_in_samed`).
 
 Each row trains the segmentation bundle on the first half of the labelled scans of DIR and scores it on the second; the
 validation scans are not used. The number of steps follows from the processor time of one step, which is measured first,
@@ -20,6 +23,7 @@ from typing import Any
 from benchmarks.fewshot import HERE, run_process
 from benchmarks.fewshot.cell import read_scores
 from samora_monai.networks import PRESETS, build_segmenter
+from samora_monai.pipeline.at_hand import STAND_IN, STAND_IN_FILE
 from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
 
 UNET = "unet"
@@ -27,6 +31,11 @@ COLUMNS = ["row", "data", "seed", "parameters", "image_size", "cpu_minutes", "st
 CANDIDATES: dict[str, dict[str, Any]] = {  # name -> sizes that differ from those of sam2_mini
     "windows_of_sam2": {"window_spec": (8, 4, 14, 7)},
     "deep_third_stage": {"stages": (1, 1, 6, 1), "global_att_blocks": (3, 4, 5, 6, 7)},
+}
+STAND_IN_ROWS: dict[str, dict[str, Any]] = {
+    "stand_in": {"experts": [], "trainable": "decoder", "sam_checkpoint": STAND_IN_FILE, "learning_rate": 0.001},
+    "random": {"experts": [], "trainable": "decoder", "sam_checkpoint": "none", "learning_rate": 0.001},
+    "stand_in_samed": {"rank": 16, "sam_checkpoint": STAND_IN_FILE, "learning_rate": 0.002},
 }
 
 
@@ -45,6 +54,8 @@ def settings_of(row: str) -> tuple[list[Path | str], dict[str, Any]]:
     """Configs and settings of a row."""
     if row == UNET:
         return ["train.yaml", HERE / "unet.yaml"], {"learning_rate": 0.002}
+    if row in STAND_IN_ROWS:
+        return ["train.yaml"], {"encoder": STAND_IN} | STAND_IN_ROWS[row]
     encoder: Any = row
     if row in CANDIDATES:
         sizes = PRESETS["sam2_mini"] | CANDIDATES[row]
