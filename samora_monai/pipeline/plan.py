@@ -17,7 +17,7 @@ from samora_monai.bundles import bundle_path
 from samora_monai.data import ScanScaling
 from samora_monai.data.classes import MAX_CLASSES
 from samora_monai.errors import InputError
-from samora_monai.networks import SegmenterConfig
+from samora_monai.networks import LEVELS, SegmenterConfig
 from samora_monai.settings import check_run_settings, is_whole
 
 TEACHERS = ("image_teacher", "patch_teacher")
@@ -28,6 +28,10 @@ CONFIGS = {  # the configs of the bundle that a stage runs
     **dict.fromkeys((*EXPERTS, "fine_tuning"), ("train.yaml",)),
     "inference": ("inference.json",),
 }
+
+SAMORA: dict[str, Any] = {"experts": list(LEVELS), "fusion": "attention"}  # settings of the fine-tuning
+# settings of a fine-tuning and of an evaluation that have no scan for validation
+SCORED_ON_TRAINING = {"validate::dataset::data": "$@data_set.cases.training"}
 
 _DATA = ("modality", "window", "percentiles", "slice_axis", "class_names")
 _NETWORK = ("encoder", "sam_checkpoint", "image_size")

@@ -11,27 +11,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from samora_monai.bundles import bundle_path
 from samora_monai.data import Cases, find_cases
 from samora_monai.data.datalist import volumes_of
 from samora_monai.data.scans import absolute, relative_case
 from samora_monai.errors import InputError
-from samora_monai.networks import LEVELS
 from samora_monai.pipeline.bundle_process import bundle_command
-from samora_monai.pipeline.plan import EXPERTS, TEACHERS, Plan
+from samora_monai.pipeline.plan import CONFIGS, EXPERTS, SAMORA, SCORED_ON_TRAINING, TEACHERS, Plan, default_settings
 from samora_monai.pipeline.record import file_hash, scans_hash, settings_hash
 from samora_monai.settings import file_or_none
 
 SEGMENTATION = "samora_segmentation"
 # settings of a fine-tuning that SAMed, which has one expert and no fusion, does not share
 _OF_EXPERTS = ("experts", "fusion", "fusion_order", "fusion_width", "fusion_start", "trainable")
-_NO_VALIDATION = {"validate::dataset::data": "$@data_set.cases.training"}
 _SLICES_OF_A_SCAN = 100
 
 
@@ -109,7 +104,7 @@ def stages_of(plan: Plan, run: Path, compare: bool = False) -> list[Stage]:
         raise InputError(f"'{cases.source}' has no labelled scan for training; label one, `samora select` names which")
     makers = _Makers(plan, run, cases)
     stages = [makers.pretraining(name) for name in (*TEACHERS, *EXPERTS)]
-    samora = {"experts": list(LEVELS), "fusion": "attention", **makers.of_plan("fine_tuning")}
+    samora = {**SAMORA, **makers.of_plan("fine_tuning")}
     levels = [f"{level}_expert" for level in samora["experts"]]
     experts = {name: run / "bundles" / name / "models" / "expert.pt" for name in levels if name in EXPERTS}
     stages += makers.fine_tuning("fine_tuning", "samora", "evaluation", samora, experts)
@@ -145,7 +140,7 @@ class _Makers:
         own = self.of_plan(name)
         size = {"image_size": self.plan.network["image_size"]}
         network = size if teacher else self.plan.network
-        settings = {**_known(self.plan.data, bundle), **network, **own}
+        settings = {**_known(self.plan.data, name), **network, **own}
         folder, teachers = self.run / "bundles" / name, {}
         taught_by = name.replace("expert", "teacher")
         if not teacher and taught_by in TEACHERS:
@@ -156,7 +151,7 @@ class _Makers:
             bundle=bundle,
             folder=folder,
             workflow="teacher" if teacher else "training",
-            configs=("train.yaml", "teacher.yaml") if teacher else ("train.yaml",),
+            configs=CONFIGS[name],
             settings=_absolute(settings),
             places={"dataset_dir": self.run / "data", **teachers, **self.machine("device", "amp", "num_workers")},
             needs=(taught_by,) if teachers else (),
@@ -171,13 +166,13 @@ class _Makers:
     ) -> list[Stage]:
         """A fine-tuning and its evaluation; without validation scans, on the training scans."""
         folder, output_dir, cases = self.run / system, self.run / "results" / system, self.cases
-        settings = {**_known(self.plan.data, SEGMENTATION), **self.plan.network, **own}
+        settings = {**_known(self.plan.data, "fine_tuning"), **self.plan.network, **own}
         data, note = {"dataset_dir": self.run / "data"}, ""
         scored = cases.validation or cases.training
         scorings: dict[str, str] = {}
         if not cases.validation:
-            settings = {**_NO_VALIDATION, **settings}
-            scorings = _NO_VALIDATION
+            settings = {**SCORED_ON_TRAINING, **settings}
+            scorings = SCORED_ON_TRAINING
             note = "no scans for validation: the figures are of the training scans, on other scans they will be lower"
         machine = self.machine("device", "amp", "num_workers", "slices_per_pass")
         training = Stage(
@@ -247,14 +242,9 @@ class _Makers:
         return [stage]
 
 
-def _known(settings: Mapping[str, Any], bundle: str) -> dict[str, Any]:
-    """The settings that a bundle has."""
-    return {name: value for name, value in settings.items() if name in _names(bundle)}
-
-
-@cache
-def _names(bundle: str) -> set[str]:
-    return set(yaml.safe_load((bundle_path(bundle) / "configs" / "train.yaml").read_text(encoding="utf-8")))
+def _known(settings: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The settings that the bundle of a stage has."""
+    return {name: value for name, value in settings.items() if name in default_settings(stage)}
 
 
 def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from samora_monai.errors import InputError
-from samora_monai.pipeline.plan import EXPERTS, TEACHERS, TRAININGS
+from samora_monai.pipeline.plan import EXPERTS, SAMORA, TEACHERS, TRAININGS
 from samora_monai.pipeline.planning.decisions import STEP, plane
 from samora_monai.pipeline.planning.stage_settings import Scans
-from samora_monai.pipeline.planning.timing import SAMORA, SHARES, Length, Speed, Work, fit_steps, measure
+from samora_monai.pipeline.planning.timing import SHARES, Length, Speed, Work, fit_steps, measure
 
 _PASSES = {**dict.fromkeys(TEACHERS, 100), **dict.fromkeys(EXPERTS, 20), "fine_tuning": 200}  # over the slices, at most
 _MOST_STEPS = 3000  # where these passes are shorter

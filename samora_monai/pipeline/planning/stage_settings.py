@@ -12,10 +12,9 @@ import torch
 from samora_monai.networks import build_segmenter
 from samora_monai.pipeline.at_hand import TEACHERS as PUBLIC_TEACHERS
 from samora_monai.pipeline.at_hand import Base, cores, find_file, free_memory
-from samora_monai.pipeline.plan import EXPERTS, TEACHERS, TRAININGS, default_settings
+from samora_monai.pipeline.plan import EXPERTS, SAMORA, SCORED_ON_TRAINING, TEACHERS, TRAININGS, default_settings
 from samora_monai.pipeline.planning.decisions import STEP, choose_image_size, num_slices
 from samora_monai.pipeline.planning.look import ScanFacts
-from samora_monai.pipeline.planning.timing import SAMORA
 from samora_monai.pipeline.recipes import LEARNING, SMALL_DECODER, STAND_INS, TEACHER_NETWORKS
 from samora_monai.workflow.summary import training_bytes
 
@@ -35,7 +34,7 @@ _SLOW_READING = 60.0  # seconds
 _ALONE = {"scans": "$samora_monai.data.find_unlabeled(@unlabeled, @datalist).without_held_out()"}
 _NOT_HELD_OUT = {
     **dict.fromkeys((*TEACHERS, *EXPERTS), _ALONE),
-    "fine_tuning": {"validate::dataset::data": "$@data_set.cases.training"},
+    "fine_tuning": SCORED_ON_TRAINING,
 }
 
 

@@ -21,7 +21,6 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from samora_monai.errors import InputError
-from samora_monai.networks import LEVELS
 from samora_monai.pipeline.plan import CONFIGS, EXPERTS, TEACHERS, TRAININGS, bundle_of
 from samora_monai.settings import flag
 
@@ -38,7 +37,6 @@ _EPOCHS = 10
 _STEPS_OF_AN_EPOCH = 20
 _SECONDS, _REPEATS = 0.6, 5  # of a measurement
 _LONG = 2.0  # seconds; a batch that takes longer is timed with fewer slices
-SAMORA: dict[str, Any] = {"experts": list(LEVELS), "fusion": "attention"}
 
 
 @dataclass(frozen=True)
