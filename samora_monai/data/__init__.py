@@ -10,7 +10,7 @@ from samora_monai.data.scaling import ScanScaling
 from samora_monai.data.scans import case_name, find_scans
 from samora_monai.data.slices import SliceDataset
 from samora_monai.data.transforms import CheckCased, LoadCased, ScaleScand
-from samora_monai.data.unlabeled import UnlabeledScans, find_unlabeled
+from samora_monai.data.unlabeled import UnlabeledScans, find_images, find_unlabeled
 
 __all__ = [
     "Cases",
@@ -28,6 +28,7 @@ __all__ = [
     "check_modality",
     "check_output_dir",
     "find_cases",
+    "find_images",
     "find_scans",
     "find_unlabeled",
     "require_validation",

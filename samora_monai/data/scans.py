@@ -41,12 +41,17 @@ def relative_case(path: str | os.PathLike, root: str | os.PathLike) -> Path:
     return path.parent.relative_to(root) / case_name(path)
 
 
-def find_scans(path: str | os.PathLike, results: str | os.PathLike | None = None) -> list[dict[str, str]]:
+def find_scans(
+    path: str | os.PathLike,
+    results: str | os.PathLike | None = None,
+    include: Callable[[Path], bool] = lambda path: True,
+) -> list[dict[str, str]]:
     """List the scans at `path`, one or more `{"image": absolute path}`, sorted; hidden files and folders are skipped.
 
     Args:
         path: a volume file, a folder with one DICOM series, or a folder tree with volume files and DICOM folders.
         results: folder that the labels of these scans are written to; it is not searched.
+        include: predicate for the files and sub-folders of a folder tree, see `iterate_scans`.
 
     Raises:
         MissingFileError: `path` does not exist.
@@ -69,7 +74,7 @@ def find_scans(path: str | os.PathLike, results: str | os.PathLike | None = None
             f"results would be written among the scans in '{root}', where the next run takes them for scans; "
             "choose another folder with --output_dir, a sub-folder for example"
         )
-    scans = sorted(iterate_scans(root, exclude=excluded))
+    scans = sorted(iterate_scans(root, include=include, exclude=excluded))
     if not scans:
         raise InputError(f"no scan in '{root}'; looked for {_EXPECTED} in it and its sub-folders")
     scan_of: dict[Path, Path] = {}

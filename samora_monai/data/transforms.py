@@ -9,13 +9,21 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import ImageReader, MetaTensor
-from monai.transforms import LoadImage, LoadImaged, MapTransform, ScaleIntensityRange, ScaleIntensityRangePercentiles
+from monai.transforms import (
+    LoadImage,
+    LoadImaged,
+    MapTransform,
+    Orientation,
+    ScaleIntensityRange,
+    ScaleIntensityRangePercentiles,
+)
 from monai.utils import ImageMetaKey
 
 from samora_monai.data.modality import SUGGESTED_MODALITY, suggested_modality
@@ -74,10 +82,11 @@ class LoadCased(LoadImaged):
 
 
 class CheckCased(MapTransform):
-    """Check a loaded case, channel first, and return it unchanged.
+    """Check a loaded case, channel first, and return it unchanged, but for the order of a label's axes.
 
     Each of `keys` must hold one finite 3-D volume `[1, X, Y, Z]` whose affine can be inverted. A label, if there is
     one, must have the shape and the affine (to 0.001) of the first of them, and integer values in `[0, num_classes)`.
+    A label on the same grid whose axes are flipped or permuted gets the axes of the image.
 
     Args:
         keys: keys of the images; the key of the label may follow.
@@ -106,6 +115,7 @@ class CheckCased(MapTransform):
         label = d.get(self.label_key)
         if isinstance(label, MetaTensor):
             _check_volume(label, "label")
+            d[self.label_key] = label = _with_axes_of(d[self.first_key(d)], label)
             _check_same_grid(d[self.first_key(d)], label)
             _check_values(label, self.num_classes)
         return d
@@ -163,6 +173,17 @@ def _check_geometry(image: torch.Tensor, kind: str) -> None:
             f"{kind} '{_name(image)}' has an affine that cannot be inverted, {_affine_text(image)}; "
             "write the scanner's geometry into its header"
         )
+
+
+def _with_axes_of(image: MetaTensor, label: MetaTensor) -> MetaTensor:
+    """Flip and permute the axes of a label as those of the image, if their affines differ in nothing else."""
+    turn = torch.linalg.solve(image.affine, label.affine)[:3, :3]
+    axes = turn.round()
+    same_grid = torch.allclose(turn, axes, atol=AFFINE_TOLERANCE) and torch.equal(axes @ axes.T, torch.eye(3).to(axes))
+    if not same_grid or torch.equal(axes, torch.eye(3).to(axes)):
+        return label
+    codes = "".join(str(code) for code in nib.aff2axcodes(image.affine.numpy()))
+    return cast(MetaTensor, Orientation(axcodes=codes, labels=None)(label))
 
 
 def _check_same_grid(image: MetaTensor, label: MetaTensor) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from samora_monai.data.datalist import DEFAULT_DATALIST, find_cases, has_lists
-from samora_monai.data.scans import absolute, iterate_scans
+from samora_monai.data.scans import absolute, find_scans, iterate_scans
 from samora_monai.errors import InputError, MissingFileError
 
 _FORMATS = {
@@ -127,6 +127,35 @@ def find_unlabeled(
         label_files=tuple(sorted(found.label_files)),
         modality=next(iter(found.modalities)) if len(found.modalities) == 1 else None,
     )
+
+
+def find_images(path: str | os.PathLike, results: str | os.PathLike | None = None) -> list[dict[str, str]]:
+    """List the scans at `path` as `find_scans`, without files and folders whose names mark them as label maps.
+
+    One line is printed about what is left out.
+    """
+    labels: list[Path] = []
+
+    def include(found: Path) -> bool:
+        named = is_label_folder(found.name) if found.is_dir() else is_label_file(found.name)
+        if named:
+            labels.append(found)
+        return not named
+
+    def left_out() -> str:
+        names = [f"'{found.relative_to(absolute(path))}'" for found in labels[:3]]
+        more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+        return f"left out, as their names mark them as label maps: {', '.join(names)}{more}"
+
+    try:
+        scans = find_scans(path, results, include)
+    except InputError as error:
+        if not labels or "no scan" not in str(error):
+            raise
+        raise InputError(f"{error}; {left_out()}") from error
+    if labels:
+        print(left_out(), flush=True)
+    return scans
 
 
 def format_of(path: str | os.PathLike) -> str:

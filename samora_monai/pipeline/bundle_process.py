@@ -20,6 +20,7 @@ from samora_monai.bundles import bundle_path
 from samora_monai.errors import InputError
 from samora_monai.report.provenance import quoted
 
+_TRUSTED = "ignore:parsing config_file:UserWarning"
 _GRACE = 10.0  # seconds for a process to end itself
 _TAIL = 1 << 16  # bytes at the end of a log that hold its last lines, or a traceback of MONAI
 _EXCEPTION = re.compile(r"[A-Za-z_.]+(Error|Exception): .")
@@ -86,15 +87,19 @@ def shown(command: Sequence[str]) -> str:
     return " ".join(["python" if same else quoted(python), *map(quoted, arguments)])
 
 
-def environment(threads: int | None, python_path: Path | None = None) -> dict[str, str]:
+def environment(threads: int | None, python_path: Path | None = None, trusted: bool = True) -> dict[str, str]:
     """Environment variables of a run.
 
     Args:
         threads: number of threads; None leaves it to torch.
         python_path: a folder of modules that are not installed.
+        trusted: whether the configs are those of this package; without MONAI's warning that configs can run any code.
     """
     # threads that wait for a busy core sleep instead of spinning: several times faster on a machine with other load
     variables = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    if trusted:  # MONAI warns before it reads a config; those of a user come later and take precedence
+        warnings = filter(None, [_TRUSTED, os.environ.get("PYTHONWARNINGS")])
+        variables["PYTHONWARNINGS"] = ",".join(warnings)
     if threads is not None:
         variables["OMP_NUM_THREADS"] = str(threads)
     if python_path is not None:
@@ -164,9 +169,13 @@ def run_process(command: Sequence[str], log: Path, threads: int | None, python_p
     return usage
 
 
-def run_visibly(command: Sequence[str]) -> int:
-    """Run `command` with its output on the terminal, and return its exit code; a Ctrl-C ends it without a traceback."""
-    process = subprocess.Popen(command, env=environment(None), start_new_session=True, preexec_fn=_PREPARE)
+def run_visibly(command: Sequence[str], trusted: bool = True) -> int:
+    """Run `command` with its output on the terminal, and return its exit code; a Ctrl-C ends it without a traceback.
+
+    `trusted`: see `environment`.
+    """
+    variables = environment(None, trusted=trusted)
+    process = subprocess.Popen(command, env=variables, start_new_session=True, preexec_fn=_PREPARE)
     try:
         return process.wait()
     finally:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from samora_monai.bundles import bundle_path
+from samora_monai.data.datalist import Cases
 from samora_monai.data.label_files import check_output_dir
 from samora_monai.data.scans import absolute
 from samora_monai.errors import InputError, one_line
@@ -25,7 +26,7 @@ from samora_monai.networks.config import DECODERS, PRESETS
 from samora_monai.pipeline import select
 from samora_monai.pipeline.at_hand import cores, model_file
 from samora_monai.pipeline.bundle_process import bundle_command, quoted, run_visibly, shown
-from samora_monai.pipeline.folders import find_folder
+from samora_monai.pipeline.folders import PLAN, PLAN_RECORD, find_folder
 from samora_monai.pipeline.outcome import outcome
 from samora_monai.pipeline.plan import Plan
 from samora_monai.pipeline.planning import make_plan, read_plan
@@ -62,13 +63,14 @@ def plan(folder: Path, run: Path, **options: Any) -> Plan:
     folder, run = absolute(folder), _writable(run, folder)
     with alone_in(run):
         print(f"looking at the scans in {folder}", flush=True)
-        origin, file = _origin(run, folder), run / "plan.yaml"
+        cases = find_folder(folder, run)
+        origin, file = _origin(run, folder, cases), run / PLAN
         origin.start()  # until it is finished, the earlier plan does not fit the list of scans
         if file.is_file():
             shutil.copyfile(file, run / "plan.yaml.old")
-        made = make_plan(folder, run, **_DEFAULTS | options)
+        made = make_plan(folder, cases, run, **_DEFAULTS | options)
         origin.finish()
-    print(f"plan: {run / 'plan.yaml'}", flush=True)
+    print(f"plan: {file}", flush=True)
     return made
 
 
@@ -89,7 +91,7 @@ def train(folder: Path, run: Path, compare: bool = False, dry_run: bool = False,
     made = _planned(folder, run, {**options, "compare": compare})
     stages = stages_of(made, run, compare)
     if dry_run:
-        print((run / "plan.yaml").read_text(encoding="utf-8"))
+        print((run / PLAN).read_text(encoding="utf-8"))
         for stage in stages:
             copies = ""
             if stage.last:
@@ -104,6 +106,8 @@ def train(folder: Path, run: Path, compare: bool = False, dry_run: bool = False,
 def predict(model: Path, scans: Path, output: Path, device: str | None = None) -> int:
     """Segment scans with a trained model; labels that it has made of unchanged scans are kept.
 
+    Files and folders that are named as label maps, such as labelsTr/, are left out, with one line about them.
+
     Args:
         model: folder of a pipeline or of a trained bundle, or a `model.pt` with its `model.json`.
         scans: a file, a folder of scans, or a DICOM folder.
@@ -113,6 +117,7 @@ def predict(model: Path, scans: Path, output: Path, device: str | None = None) -
         the exit code of the bundle.
     """
     settings = {"dataset_dir": absolute(scans), "output_dir": absolute(output), "resume": True}
+    settings["dataset::data::scans"] = "$samora_monai.data.find_images(@dataset_dir, @output_dir)"
     return _use(model, "inference", ["inference.json"], settings, device)
 
 
@@ -138,15 +143,17 @@ def _use(model: Path, workflow: str, configs: list[str], settings: dict[str, Any
     settings = {**settings, "checkpoint": file, **({"device": device} if device else {})}
     command = bundle_command(bundle, workflow, configs, settings)
     print(f"$ {shown(command)}", flush=True)
-    return run_visibly(command)
+    own = [bundle_path(SEGMENTATION) / "configs" / name for name in configs]
+    trusted = all((bundle / "configs" / file.name).read_bytes() == file.read_bytes() for file in own)
+    return run_visibly(command, trusted)
 
 
 def _planned(folder: Path, run: Path, options: dict[str, Any]) -> Plan:
     """The plan of the folder, made if there is none, with the settings of the machine as given now."""
-    file = run / "plan.yaml"
+    file = run / PLAN
     if not file.is_file() or not (run / "data" / "dataset.json").is_file():
         return plan(folder, run, **options)
-    if not _origin(run, folder).is_finished(()):
+    if not _origin(run, folder, find_folder(folder, run, need_labels=False)).is_finished(()):
         raise InputError(
             f"'{file}' was made for other scans than '{folder}' has now, or was not finished; give another --output, "
             f"or make it again: samora plan {quoted(str(folder))} --output {quoted(str(run))}"
@@ -181,11 +188,10 @@ def _ignored(made: Plan, options: dict[str, Any]) -> str | None:
     return name and f"--{'sam_checkpoint' if name == 'checkpoint' else name} {given[name]}"
 
 
-def _origin(run: Path, folder: Path) -> Record:
+def _origin(run: Path, folder: Path, cases: Cases) -> Record:
     """The record of the plan: the folder that it was made for, and the files in it."""
-    found = find_folder(folder, run, need_labels=False)
-    files = sorted(path for case in (*found.training, *found.validation, *found.unlabeled) for path in case.values())
-    return Record(run / "records" / "plan.json", {"folder": str(folder), "scans": settings_hash(files)})
+    files = sorted(path for case in (*cases.training, *cases.validation, *cases.unlabeled) for path in case.values())
+    return Record(run / PLAN_RECORD, {"folder": str(folder), "scans": settings_hash(files)})
 
 
 def _writable(run: Path, folder: Path) -> Path:

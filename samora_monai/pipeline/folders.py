@@ -8,8 +8,10 @@ images/a.nii.gz            labels/a.nii.gz            also masks/, seg/, gt/, ..
 a.nii.gz                   a_seg.nii.gz               also a_mask, a-label, segmentation-0 with volume-0
 a/imaging.nii.gz           a/segmentation.nii.gz
 a DICOM folder a/          labels/a.nii.gz
+a DICOM folder p1/DICOM/   p1/seg.nii.gz
 
-All other scans, pictures and arrays are unlabelled.
+All other scans, pictures and arrays are unlabelled. Labelled scans in imagesVal/ are for validation; without any, those
+in imagesTs/, which are unlabelled otherwise. The folder of a pipeline is not searched.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from samora_monai.data.datalist import (
     DEFAULT_DATALIST,
@@ -40,9 +42,10 @@ from samora_monai.errors import InputError, MissingFileError
 from samora_monai.report.provenance import quoted
 
 _LABEL_WORD = re.compile(r"labels?|masks?|seg|segmentations?|gt|ground|truth|final|annotations?", re.IGNORECASE)
-_IMAGE_WORD = re.compile(r"images?|imgs?|imaging|volumes?|vol|scans?|0000", re.IGNORECASE)
+_IMAGE_WORD = re.compile(r"images?|imgs?|imaging|volumes?|vol|scans?|dicom|dcm|0000", re.IGNORECASE)
 _SPLIT = re.compile(r"(Tr|Ts|Val|Unlabeled)$")  # imagesTr and labelsTr have the same scans
 _HELD_OUT = ("Val", "Ts")
+PLAN, PLAN_RECORD = "plan.yaml", Path("records", "plan.json")  # files in the folder of a pipeline
 _BESIDE = "labels beside the scans, as a_seg.nii.gz or labels/a.nii.gz for a.nii.gz"
 Words = tuple[str, ...]
 
@@ -77,6 +80,8 @@ def _find(root: Path, results: Path | None) -> Cases:
         return _with_test_list(root)
     if not root.is_dir():
         raise MissingFileError(f"'{root}' does not exist or is no folder; give the folder of the scans")
+    if is_pipeline(root):
+        raise InputError(f"'{root}' is the folder of a pipeline, not of scans; give the folder of the scans")
     lists = [file for file in sorted(root.glob("*.json")) if _is_datalist(file)]
     if root / DEFAULT_DATALIST in lists:
         return _with_test_list(root / DEFAULT_DATALIST)
@@ -88,6 +93,11 @@ def _find(root: Path, results: Path | None) -> Cases:
     if lists:
         return _with_test_list(lists[0])
     return _search(root, [] if results is None else [absolute(results)])
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether `samora plan` or `samora train` has made the files of a folder, also one of a plan that failed."""
+    return (folder / PLAN).is_file() or (folder / PLAN_RECORD).is_file()
 
 
 def _is_datalist(file: Path) -> bool:
@@ -140,8 +150,8 @@ def _search(root: Path, exclude: Iterable[Path]) -> Cases:
         if path.is_dir():
             if path.name == "original" and is_label_folder(path.parent.name):
                 return False  # MONAI Label's own predictions
-            if (path / "plan.yaml").is_file():
-                return False  # results of a pipeline
+            if is_pipeline(path):
+                return False
             if (file := path / DEFAULT_DATALIST).is_file() and _is_datalist(file):
                 tree.listed.append(find_cases(file.parent, file.name))
                 return False
@@ -161,6 +171,9 @@ def _search(root: Path, exclude: Iterable[Path]) -> Cases:
     held_out = {name: [pair for pair in pairs if _part(root, pair["image"]) == name] for name in _HELD_OUT}
     validation = held_out["Val"] or held_out["Ts"]
     training = [pair for pair in pairs if pair not in held_out["Val"] + held_out["Ts"]]
+    if held_out["Val"]:  # a test set beside it is predicted, and its labels are not used
+        test = [{"image": pair["image"]} for pair in held_out["Ts"]]
+        unlabeled = sorted([*unlabeled, *test], key=lambda case: case["image"])
     lists = {
         "training": [*training, *(case for cases in tree.listed for case in cases.training)],
         "validation": [*validation, *(case for cases in tree.listed for case in cases.validation)],
@@ -188,30 +201,28 @@ def _one(what: str, values: Iterable[Any], root: Path) -> Any:
 
 
 def _pair(root: Path, images: list[Path], labels: list[Path]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Pair labels and images: by the words of folders and name, then by those of the name where that is unique."""
-    free: dict[Words, list[Path]] = defaultdict(list)
-    by_name: dict[Words, list[Words]] = defaultdict(list)
+    """Pair labels and images: by the words of folders and name, else as `_elsewhere` says."""
+    case_of = {path: _case(root, path) for path in (*images, *labels)}
+    equal: dict[Words, list[Path]] = defaultdict(list)
+    same_name: dict[Words, list[Path]] = defaultdict(list)
     for image in images:
-        key, name = _words_of(root, image)
-        free[key].append(image)
-        by_name[name].append(key)
+        equal[sum(case_of[image], ())].append(image)
+        same_name[case_of[image].name].append(image)
     pairs: dict[Path, Path] = {}  # label of an image
     for label in labels:
-        key, name = _words_of(root, label)
-        others = by_name[name]
-        key = key if key in free else others[0] if len(others) == 1 else key
-        if key not in free:
-            reason = f"{len(others)} images have its name" if others else "no image has its name"
+        case = case_of[label]
+        found = equal.get(sum(case, ()))
+        if found is None:
+            near = [image for image in same_name[case.name] if case.is_near(case_of[image])]
+            if not near and not _words(_stem(label.name)):
+                near = [image for image in images if image.is_relative_to(_folder_of(label, root))]
+            found = [_only(label, near, same_name[case.name])]
+        if len(found) > 1:
             raise InputError(
-                f"label '{label}' belongs to no scan: {reason}; name it after its image, as a_seg.nii.gz or "
-                "labels/a.nii.gz for a.nii.gz, or remove it"
+                f"label '{label}' fits '{found[0]}' and '{found[1]}'; a scan has one channel, so keep one image for "
+                "each label"
             )
-        if len(free[key]) > 1:
-            one, other = free[key][:2]
-            raise InputError(
-                f"label '{label}' fits '{one}' and '{other}'; a scan has one channel, so keep one image for each label"
-            )
-        image = free[key][0]
+        image = found[0]
         if image in pairs:
             raise InputError(f"'{image}' has two labels, '{pairs[image]}' and '{label}'; keep one of them")
         if not image.is_dir() and not image.name.lower().endswith(VOLUME_SUFFIXES):
@@ -221,12 +232,45 @@ def _pair(root: Path, images: list[Path], labels: list[Path]) -> tuple[list[dict
     return labelled, [{"image": str(image)} for image in sorted(images) if image not in pairs]
 
 
-def _words_of(root: Path, path: Path) -> tuple[Words, Words]:
-    """The words of the folders and the name of a scan, and those of its name, without words for image or label."""
+def _only(label: Path, found: list[Path], same_name: list[Path]) -> Path:
+    """The only image that was found for a label; raise an `InputError` if there is another number of them."""
+    if len(found) == 1:
+        return found[0]
+    reason = "no image has its name"
+    if found:
+        reason = f"{len(found)} images have its name"
+    elif same_name:
+        reason = f"'{same_name[0]}' has its name, but is in the folder of another"
+    raise InputError(
+        f"label '{label}' belongs to no scan: {reason}; name it after its image, as a_seg.nii.gz or "
+        "labels/a.nii.gz for a.nii.gz, or remove it"
+    )
+
+
+class _Case(NamedTuple):
+    """The words of the folders and of the name of a scan, without those that mark an image or a label."""
+
+    folders: Words
+    name: Words
+
+    def is_near(self, other: _Case) -> bool:
+        """Whether one folder has all words of the other: siteA/p1 and siteB/p1 are two patients."""
+        own, its = set(self.folders), set(other.folders)
+        return own <= its or its <= own
+
+
+def _case(root: Path, path: Path) -> _Case:
+    """The words of a path; the name is that of the folder if the file's has no word of its own, as p1/seg.nii.gz."""
     parts = path.relative_to(root).parts or (path.name,)
     words = [*(_words(_SPLIT.sub(r"_\1", part)) for part in parts[:-1]), _words(_stem(parts[-1]))]
-    name = next((part for part in reversed(words) if part), [])
-    return tuple(word for part in words for word in part), tuple(name)
+    words = [part for part in words if part] or [[]]
+    return _Case(tuple(word for part in words[:-1] for word in part), tuple(words[-1]))
+
+
+def _folder_of(label: Path, root: Path) -> Path:
+    """The folder of a label, above those that are named for labels."""
+    folders = (folder for folder in label.parents if folder == root or not is_label_folder(folder.name))
+    return next(folders)
 
 
 def _stem(name: str) -> str:

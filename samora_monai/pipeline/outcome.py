@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from samora_monai.pipeline.bundle_process import quoted
-from samora_monai.pipeline.stages import Stage
+from samora_monai.pipeline.stages import PREDICTIONS, Stage
 
 SYSTEMS = {"evaluation": "SAMora", "samed_evaluation": "SAMed"}
 
@@ -21,7 +21,7 @@ def outcome(stages: list[Stage], run: Path) -> str:
     lines += [samora.note] if samora.note else []
     files = {"report": samora.results[1], "model": run / "samora" / "models" / "model.pt"}
     if stages[-1].name == "prediction":
-        files["labels"] = stages[-1].results[0]
+        files["labels"] = run / PREDICTIONS
     lines += ["", *(f"{name:<7} {path}" for name, path in files.items())]
     lines += ["", "to segment other scans:", f"$ samora predict {quoted(str(run))} SCANS OUT"]
     return "\n".join(lines)

@@ -8,19 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from monai.data import MetaTensor
 from tqdm import tqdm
 
 from samora_monai.checkpoints import load_expert, load_model, load_sam, read_expert_settings, read_model_settings
 from samora_monai.checkpoints.files import read_parts
 from samora_monai.data import LoadUnlabeledd, ScaleUnlabeledd, ScanScaling, check_output_dir
+from samora_monai.data.any_image import ARRAYS, PICTURES
 from samora_monai.data.datalist import Cases
-from samora_monai.data.modality import suggested_modality
 from samora_monai.data.scans import absolute
+from samora_monai.data.unlabeled import format_of
 from samora_monai.errors import InputError
 from samora_monai.networks import Segmenter, build_segmenter
 from samora_monai.pipeline.at_hand import choose_device, find_base, model_file
 from samora_monai.pipeline.folders import find_folder
+from samora_monai.pipeline.planning.decisions import choose_modality, choose_slice_axis
+from samora_monai.pipeline.planning.look import look_at
 from samora_monai.selection import Anatomy, ScanFeatures, Selection, choose, embed, patients_of, scan_features
 from samora_monai.selection.clusters import squared_distances
 
@@ -42,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experts", nargs="+", metavar="FILE", help="expert files that are added to the base")
     parser.add_argument("--model", type=Path, metavar="RUN", help="a trained model instead: RUN, bundle or model.pt")
     parser.add_argument("--image_size", type=int, help=f"side of the network's input (default {IMAGE_SIZE})")
-    parser.add_argument("--modality", help="CT or MR (default: as the datalist or the values say)")
-    parser.add_argument("--slice_axis", type=int, help="0 sagittal, 1 coronal, 2 axial (default)")
+    parser.add_argument("--modality", help="CT or MR (default: as a plan decides)")
+    parser.add_argument("--slice_axis", type=int, help="0, 1, 2 (default: as a plan decides)")
     parser.add_argument("--patient_pattern", metavar="REGEX", help="finds the patient in the path of a scan below DIR")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
 
@@ -65,16 +67,20 @@ def run(arguments: argparse.Namespace) -> list[str]:
         )
     check_output_dir(output)
     cases = find_folder(root, need_labels=False)
+    pictures = [case for case in cases.unlabeled if format_of(case["image"]) in (*PICTURES, *ARRAYS)]
+    if pictures:  # which the fine-tuning does not take
+        print(f"left out: {len(pictures)} pictures and arrays, the first '{pictures[0]['image']}'")
+        cases = replace(cases, unlabeled=tuple(case for case in cases.unlabeled if case not in pictures))
     _check_budget(arguments.budget, len(cases.unlabeled))
     net, trained = _network(arguments, output)
     net.to(choose_device(arguments.device)[0]).eval()
-    modality = arguments.modality or (trained.modality if trained else cases.modality)
-    scaling = trained or ScanScaling()
-    if modality is not None:
-        scaling = replace(scaling, modality=modality)
+    if trained is None:
+        cases, scaling = _scaling(cases, arguments.modality, arguments.budget)
+    else:
+        scaling = replace(trained, modality=arguments.modality or trained.modality)
     if arguments.slice_axis is not None:
         scaling = replace(scaling, slice_axis=arguments.slice_axis)
-    scans = _read(cases, net, _Reader(modality, scaling), arguments.budget)
+    scans = _read(cases, net, scaling, arguments.budget)
     patients = patients_of([scan.path for scan in scans], folder, arguments.patient_pattern)
     embeddings = embed([scan.features.cells for scan in scans])
     known = {part: [i for i, scan in enumerate(scans) if scan.part == part] for part in _PARTS[1:]}
@@ -145,35 +151,37 @@ def _network(arguments: argparse.Namespace, output: Path) -> tuple[Segmenter, Sc
     return net, first.scaling
 
 
-class _Reader:
-    """Read scans one by one; the first one decides on the modality where nothing states it.
+def _scaling(cases: Cases, modality: str | None, budget: int) -> tuple[Cases, ScanScaling]:
+    """Decide on modality and slice axis as a plan does; return the scans that can be read, and how to scale them."""
+    images = [{"image": case["image"]} for part in _PARTS for case in getattr(cases, part)]
+    facts, reasons = look_at(images)
+    readable = {scan.image for scan in facts}
+    unlabeled, training, validation = (
+        tuple(case for case in getattr(cases, part) if case["image"] in readable) for part in _PARTS
+    )
+    for reason in reasons:
+        print(f"left out: {reason}")
+    if reasons:
+        _check_budget(budget, len(unlabeled), "readable ")
+    chosen, why_modality, doubts = choose_modality(facts, cases, modality)
+    axis, why_axis = choose_slice_axis(facts)
+    for doubt in doubts:
+        print(f"note: {doubt}")
+    if modality is None and cases.modality is None:
+        print(f"modality: {chosen}: {why_modality}")
+    print(f"slices: {why_axis}; others with --slice_axis")
+    cases = replace(cases, unlabeled=unlabeled, training=training, validation=validation)
+    return cases, ScanScaling(chosen, slice_axis=axis)
 
-    Args:
-        scaling: how scans are scaled; its modality is None if it is not known.
-    """
 
-    def __init__(self, modality: str | None, scaling: ScanScaling) -> None:
-        self.modality = modality
-        self.scaling = scaling
-        self._load = LoadUnlabeledd(slice_axis=scaling.slice_axis)
-
-    def __call__(self, path: str) -> MetaTensor:
-        """Return `[1, X, Y, Z]` in [0, 1], slices along Z."""
-        image = self._load({"image": path})["image"]
-        if self.modality is None:
-            lowest = float(image.min())
-            self.modality = suggested_modality("MR", lowest) or "MR"
-            print(f"modality: {self.modality}, as the lowest value of '{path}' is {lowest:g}; else give --modality")
-        return ScaleUnlabeledd("image", replace(self.scaling, modality=self.modality))({"image": image})["image"]
-
-
-def _read(cases: Cases, net: Segmenter, reader: _Reader, budget: int) -> list[_Scan]:
-    """Read each scan once, with a progress bar; report those that cannot be read."""
+def _read(cases: Cases, net: Segmenter, scaling: ScanScaling, budget: int) -> list[_Scan]:
+    """Read each scan, with a progress bar; report those that cannot be read."""
     parts = [(part, case["image"]) for part in _PARTS for case in getattr(cases, part)]
+    load, scale = LoadUnlabeledd(slice_axis=scaling.slice_axis), ScaleUnlabeledd("image", scaling)
     scans, reasons = [], []
     for part, path in tqdm(parts, desc="reading scans", unit="scan", disable=None):
         try:
-            volume = reader(path)
+            volume = scale(load({"image": path}))["image"]
         except InputError as error:
             reasons.append(str(error))
             continue

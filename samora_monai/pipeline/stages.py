@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from samora_monai.bundles import bundle_path
-from samora_monai.data import Cases, find_cases
+from samora_monai.data import Cases, SaveLabeld, find_cases
 from samora_monai.data.datalist import volumes_of
 from samora_monai.data.scans import absolute, relative_case
 from samora_monai.errors import InputError
@@ -25,6 +25,7 @@ from samora_monai.pipeline.record import file_hash, scans_hash, settings_hash
 from samora_monai.settings import file_or_none
 
 SEGMENTATION = "samora_segmentation"
+PREDICTIONS = "predictions"  # folder of the labels of scans without a label
 # settings of a fine-tuning that SAMed, which has one expert and no fusion, does not share
 _OF_EXPERTS = ("experts", "fusion", "fusion_order", "fusion_width", "fusion_start", "trainable")
 _SLICES_OF_A_SCAN = 100
@@ -213,7 +214,7 @@ class _Makers:
         scans = [scan["image"] for scan in volumes_of(self.run / "data")]
         if not scans:
             return []
-        folder, output_dir = self.run / "samora", self.run / "predictions"
+        folder, output_dir = self.run / "samora", self.run / PREDICTIONS
         root = os.path.commonpath([os.path.dirname(scan) for scan in scans])
         scan_of: dict[Path, str] = {}
         for scan in scans:
@@ -222,6 +223,7 @@ class _Makers:
                     f"the labels of '{other}' and '{scan}' would get the same name; rename or remove one of them, and "
                     "make the plan again"
                 )
+        saver = SaveLabeld("pred", output_dir, root)  # as in the bundle
         listed = "$samora_monai.data.volumes_of(@bundle_root + '/../data')"  # no path: it might hold an @
         places: dict[str, Any] = {"dataset_dir": root}
         places |= {"dataset::data::scans": listed, "output_dir": output_dir, "resume": True}
@@ -235,7 +237,7 @@ class _Makers:
             places=places | self.machine("device", "amp", "num_workers", "slices_per_pass"),
             needs=("fine_tuning",),
             scans=tuple(scans),
-            results=(output_dir,),
+            results=tuple(saver.file_of(scan) for scan in scans),
             beside_others=False,
             work=0.2 * _SLICES_OF_A_SCAN * len(scans),
         )

@@ -168,6 +168,27 @@ def test_label_on_another_grid(tmp_path, write_nifti):
         CheckCased("image")(load({"image": image, "label": tmp_path / "l.nii.gz"}))
 
 
+@pytest.mark.parametrize("axes", ["LPI", "SAR", "PRS"])
+def test_a_label_with_flipped_axes_gets_those_of_its_image(tmp_path, write_nifti, axes):
+    """In an oblique scan with voxels of three sizes; a shift by a voxel is still refused."""
+    values = np.random.default_rng(0).integers(0, 3, (4, 5, 3)).astype(np.uint8)
+    affine = np.array([[-0.7, 0.2, 0.1, 3], [0.15, 0.9, -0.4, -7], [0.05, 0.1, 2.5, 11], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(values, affine)
+    turned = image.as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(axes))
+    )
+    item = {"image": write_nifti(tmp_path / "i.nii.gz", values.astype(np.float32), affine), "label": tmp_path / "l.nii"}
+    nib.save(turned, item["label"])
+    out = CheckCased(["image", "label"], num_classes=3)(load(item))
+    np.testing.assert_array_equal(out["label"].numpy()[0], values)
+    np.testing.assert_allclose(out["label"].affine, out["image"].affine, atol=1e-5)
+    shifted = turned.affine.copy()
+    shifted[:3, 3] += turned.affine[:3, 2]
+    nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), shifted), item["label"])
+    with refused("l.nii' is not on the grid of image"):
+        CheckCased(["image", "label"], num_classes=3)(load(item))
+
+
 @pytest.mark.parametrize(
     ("values", "num_classes", "sentence"),
     [

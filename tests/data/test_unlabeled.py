@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from samora_monai.data import find_unlabeled
+from samora_monai.data import find_images, find_unlabeled
 from samora_monai.data.unlabeled import format_of
 from samora_monai.errors import MissingFileError
 from tests.tiny import refused
@@ -48,6 +48,23 @@ def test_mixed_tree(tmp_path, write_dicom):
         "NIfTI": 2, "MHA": 2, "NRRD": 1, "npy": 1, "npz": 1, "HDF5": 2, "PNG": 1, "JPEG": 2, "TIFF": 2, "DICOM": 1
     }  # fmt: skip
     assert (scans.validation, scans.source, scans.label_folders) == ((), str(tmp_path), ())
+
+
+def test_the_scans_to_segment_are_no_labels(tmp_path, capsys):
+    touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "b.nii.gz", "b_seg.nii.gz", "p/c.mha", "p/c.png")
+    scans = find_images(tmp_path, tmp_path / "out")
+    assert [str(Path(scan["image"]).relative_to(tmp_path)) for scan in scans] == [
+        "b.nii.gz",
+        "imagesTr/a.nii.gz",
+        "p/c.mha",
+    ]
+    line = "left out, as their names mark them as label maps: 'labelsTr', 'b_seg.nii.gz'\n"
+    assert capsys.readouterr().out == line
+    assert len(find_images(tmp_path / "labelsTr")) == len(find_images(tmp_path / "b_seg.nii.gz")) == 1  # as asked for
+    assert capsys.readouterr().out == ""
+    touch(tmp_path / "only", "a_seg.nii.gz")
+    with refused("no scan in", "left out", "'a_seg.nii.gz'"):
+        find_images(tmp_path / "only")
 
 
 def test_labels_are_skipped_and_named(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from samora_monai.networks import build_segmenter
+from samora_monai.pipeline.folders import find_folder
 from samora_monai.pipeline.plan import Plan
 from samora_monai.pipeline.planning import make_plan
 
@@ -65,4 +66,6 @@ def base(folder: Path) -> str:
 
 def planned(folder: Path, run: Path, **options: Any) -> Plan:
     """Make the plan of a folder with a random base and few steps."""
-    return make_plan(folder, run, **{**OPTIONS, "checkpoint": base(run.parent / "weights"), **options})
+    return make_plan(
+        folder, find_folder(folder, run), run, **{**OPTIONS, "checkpoint": base(run.parent / "weights"), **options}
+    )

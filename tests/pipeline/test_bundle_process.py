@@ -72,6 +72,16 @@ def test_a_visible_run_returns_its_code(capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr().out == "here\n"
 
 
+def test_the_warning_about_configs_is_hidden_for_own_ones(capfd: pytest.CaptureFixture[str], tmp_path: Path):
+    warn = "import warnings; warnings.warn('parsing config_file a.yaml: no allow list'); warnings.warn('another')"
+    for trusted, count in ((True, 0), (False, 1)):
+        assert run_visibly([sys.executable, "-c", warn], trusted) == 0
+        shown = capfd.readouterr().err
+        assert shown.count("UserWarning: parsing config_file") == count and "UserWarning: another" in shown
+    run_process([sys.executable, "-c", warn], tmp_path / "log", None)
+    assert (tmp_path / "log").read_text().count("UserWarning:") == 1
+
+
 def test_a_visible_run_is_ended_by_a_stop(monkeypatch: pytest.MonkeyPatch):
     started: list[subprocess.Popen[bytes]] = []
     wait = subprocess.Popen.wait

@@ -13,7 +13,7 @@ import yaml
 
 from samora_monai.bundles import bundle_path
 from samora_monai.errors import MissingFileError
-from samora_monai.pipeline import command
+from samora_monai.pipeline import command, folders
 from samora_monai.pipeline.command import main, model_file
 from samora_monai.pipeline.run import Stopped, alone_in
 from samora_monai.pipeline.stages import Stage
@@ -88,6 +88,24 @@ def test_a_folder_belongs_to_the_scans_of_its_plan(arguments: list[str], runs: l
     other = [str(phantoms / "imagesTr"), *arguments[1:]]
     assert "was made for other scans than" in failed(*other)
     assert len(runs) == 1
+
+
+def test_the_folder_is_walked_once(
+    arguments: list[str], runs: list[Any], phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(phantoms, tmp_path / "scans")
+    (tmp_path / "scans" / "dataset.json").unlink()
+    walks: list[Path] = []
+    walk = folders.iterate_scans
+
+    def counted(root: Path, *more: Any) -> Any:
+        walks.append(root)
+        return walk(root, *more)
+
+    monkeypatch.setattr(folders, "iterate_scans", counted)
+    for count in (1, 2):  # with the plan and after it
+        assert code_of("train", str(tmp_path / "scans"), *arguments[1:]) is None
+        assert walks == count * [tmp_path / "scans"]
 
 
 def test_new_scans_need_a_new_plan_and_the_old_one_is_kept(
@@ -182,7 +200,10 @@ def test_using_a_model_is_one_command_of_its_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, place: str
 ):
     called: list[list[str]] = []
-    monkeypatch.setattr(command, "run_visibly", lambda words: called.append(list(words)) or 7)
+    trusted: list[bool] = []
+    monkeypatch.setattr(
+        command, "run_visibly", lambda words, own: called.append(list(words)) or trusted.append(own) or 7
+    )
     model = tmp_path / place / "models" / "model.pt"
     model.parent.mkdir(parents=True)
     model.touch()
@@ -194,11 +215,16 @@ def test_using_a_model_is_one_command_of_its_bundle(
     assert called[0][1:] == [
         *("-m", "monai.bundle", "run", "inference", "--config_file", f"{bundle}/configs/inference.json"),
         *("--bundle_root", str(bundle), "--dataset_dir", f"{Path.cwd()}/scans", "--output_dir", f"{tmp_path}/out"),
-        *("--resume", "True", "--checkpoint", str(model), "--device", "cpu"),
+        *("--resume", "True", "--dataset::data::scans"),
+        "$samora_monai.data.find_images(@dataset_dir, @output_dir)",
+        *("--checkpoint", str(model), "--device", "cpu"),
     ]
     assert code_of("evaluate", str(tmp_path / place), "scans", "--output", str(tmp_path / "out")) == 7
     assert called[1][4] == "evaluating" and called[1][-2:] == ["--checkpoint", str(model)]
-    assert capsys.readouterr().out.count("$ ") == 2
+    assert capsys.readouterr().out.count("$ ") == 2 and trusted == [True, True]
+    if place == "bundle":  # one of another person
+        (bundle / "configs" / "inference.json").write_text("{}")
+        assert code_of("predict", str(model), "scans", "out") == 7 and trusted[2:] == [False]
 
 
 def test_the_module_and_the_script_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

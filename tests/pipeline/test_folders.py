@@ -26,6 +26,8 @@ LAYOUTS = {  # files of one labelled scan, a, and one without a label, b
     "LiTS": ("volume-0.nii.gz", "segmentation-0.nii.gz", "volume-1.nii.gz"),
     "KiTS": ("case_0/imaging.nii.gz", "case_0/segmentation.nii.gz", "case_1/imaging.nii.gz"),
     "apart": ("labelled/images/a.nii.gz", "labelled/labels/a.nii.gz", "unlabelled/b.nii.gz"),
+    "words of folders in the name": ("p1/a.nii.gz", "labels/p1_a.nii.gz", "p2/a.nii.gz"),
+    "a label without a name": ("p1/T1w_001/x.nii.gz", "p1/labels/seg.nii.gz", "p2/T1w_001/x.nii.gz"),
     "in folders of patients": ("p1/a.nii.gz", "labels/p1/a.nii.gz", "p2/a.nii.gz"),
 }
 
@@ -52,6 +54,37 @@ def test_dicom_folders_and_pictures(tmp_path: Path):
         str(tmp_path / "b"): str(tmp_path / "b/label.nii.gz"),
     }
     assert [case["image"] for case in cases.unlabeled] == [str(tmp_path / "c"), str(tmp_path / "d.npy")]
+
+
+def test_a_label_beside_the_folder_of_its_series(tmp_path: Path):
+    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    for name in ("p1/DICOM", "p2/ST01/SE01", "p3/DICOM"):
+        write_dicom(tmp_path / name, array)
+    for name in ("p1/seg", "p2/label"):
+        labels(tmp_path / f"{name}.nii.gz", 1)
+    cases = find_folder(tmp_path)
+    assert [case["image"] for case in cases.training] == [str(tmp_path / "p1/DICOM"), str(tmp_path / "p2/ST01/SE01")]
+    assert [case["image"] for case in cases.unlabeled] == [str(tmp_path / "p3/DICOM")]
+
+
+def test_a_label_is_not_given_to_a_scan_of_its_name_in_another_folder(tmp_path: Path):
+    ct(tmp_path / "siteA/p2.nii.gz"), labels(tmp_path / "siteA/labels/p2.nii.gz", 1)
+    other, label = ct(tmp_path / "siteB/p1.nii.gz", seed=1), labels(tmp_path / "siteA/labels/p1.nii.gz", 1)
+    with refused(f"label '{label}' belongs to no scan: '{other}' has its name, but is in the folder of another"):
+        find_folder(tmp_path)
+    own = ct(tmp_path / "siteA/p1.nii.gz", seed=2)
+    cases = find_folder(tmp_path)
+    assert {"image": str(own), "label": str(label)} in cases.training
+    assert cases.unlabeled == ({"image": str(other)},)
+
+
+def test_a_test_set_beside_validation_scans_is_unlabelled(tmp_path: Path):
+    for i, (folder, name) in enumerate((("Tr", "a"), ("Val", "b"), ("Ts", "c"))):
+        ct(tmp_path / f"images{folder}/{name}.nii.gz", i), labels(tmp_path / f"labels{folder}/{name}.nii.gz", 1)
+    ct(tmp_path / "imagesTs/d.nii.gz", 3)
+    cases = find_folder(tmp_path)
+    assert [Path(case["image"]).name for case in cases.unlabeled] == ["c.nii.gz", "d.nii.gz"]
+    assert [Path(case["image"]).name for case in cases.validation] == ["b.nii.gz"]
 
 
 @pytest.mark.parametrize("part", ["Val", "Ts"])
@@ -100,6 +133,18 @@ def test_results_and_labels_of_a_model_are_not_searched(tmp_path: Path):
     (tmp_path / "old/plan.yaml").write_text("data:")
     cases = find_folder(tmp_path, tmp_path / "run")
     assert len(cases.training) == len(cases.unlabeled) == 1
+
+
+def test_a_plan_that_failed_is_no_datalist(tmp_path: Path):
+    ct(tmp_path / "a.nii.gz"), labels(tmp_path / "a_seg.nii.gz", 1), ct(tmp_path / "b.nii.gz", 1)
+    failed = tmp_path / "run"
+    for name, text in (("records/plan.json", "{}"), ("data/dataset.json", '{"training": [], "unlabeled": []}')):
+        (failed / name).parent.mkdir(parents=True, exist_ok=True)
+        (failed / name).write_text(text)
+    cases = find_folder(tmp_path, tmp_path / "other")
+    assert len(cases.training) == len(cases.unlabeled) == 1
+    with refused(f"'{failed}' is the folder of a pipeline, not of scans"):
+        find_folder(failed)
 
 
 def test_folders_without_a_use_are_refused(tmp_path: Path):

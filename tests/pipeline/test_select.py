@@ -81,7 +81,8 @@ def test_one_scan_of_each_kind_is_chosen(scans: Path, base: Path, tmp_path: Path
     assert {name for name, row in rows.items() if row["represented_by"].startswith(chosen[1])} == {"b1", "b2", "b3"}
     printed = capsys.readouterr().out
     assert f"1. {chosen[0]}.nii.gz  stands for 6 of 9: in the middle of its cluster" in printed
-    assert "modality: MR, as the lowest value of" in printed
+    assert "modality: MR: lowest value 0, so no Hounsfield units in 9 of 9 scans" in printed
+    assert "slices: axial: the largest spacing, or equal ones, in 9 of 9 scans (2 x 2 x 4 mm)" in printed
     assert Image.open(tmp_path / "out" / "select.png").size[0] > 1000
     assert run(scans, base, tmp_path / "again") == chosen
 
@@ -110,7 +111,7 @@ def test_scans_of_a_datalist_keep_their_part(scans: Path, base: Path, tmp_path: 
     names = {path.name[:2]: str(path) for path in scans.glob("*.nii.gz")}
     held_out = [{"image": names.pop("b1"), "label": str(scans / "labels" / "b1.nii.gz")}]
     lists = {"validation": held_out, "unlabeled": [{"image": path} for path in names.values()]}
-    (scans / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}} | lists))
+    (scans / "dataset.json").write_text(json.dumps({"modality": {"0": "MR"}} | lists))
     assert "b1" not in run(scans, base, tmp_path / "out")
     assert table(tmp_path / "out")["b1"]["why"] == "labelled, for validation"
     assert "modality: " not in capsys.readouterr().out
@@ -168,6 +169,32 @@ def test_ct_is_known_by_its_values(base: Path, tmp_path: Path, capsys):
         write_scan(tmp_path / "ct" / f"a{i}.nii.gz", "a", i, lowest=-1000)
     run(tmp_path / "ct", base, tmp_path / "out", budget=1)
     assert "modality: CT" in capsys.readouterr().out
+
+
+def test_modality_and_slices_are_those_of_a_plan(base: Path, tmp_path: Path, capsys):
+    """Thick sagittal slices; the first scan alone does not tell the modality."""
+    thick = np.diag([5.0, 1, 1, 1])
+    for i, name in enumerate(("a1", "a2", "b1")):
+        path = write_scan(tmp_path / "mr" / f"{name}.nii.gz", name[0], i)
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj) - 100 * (i == 0), thick), path)
+    run(tmp_path / "mr", base, tmp_path / "out", budget=1)
+    printed = capsys.readouterr().out
+    assert "modality: MR: lowest value 0, so no Hounsfield units in 2 of 3 scans" in printed
+    assert "slices: sagittal: the largest spacing, or equal ones, in 3 of 3 scans (5 x 1 x 1 mm)" in printed
+    write_scan(tmp_path / "mr" / "c1.nii.gz", "a", 5, lowest=-1000)
+    with refused("holds scans of two modalities", "c1.nii.gz' looks like CT", "--modality"):
+        run(tmp_path / "mr", base, tmp_path / "out", budget=1)
+
+
+def test_pictures_and_arrays_are_not_chosen(scans: Path, base: Path, tmp_path: Path, capsys):
+    for name in ("c1", "c2", "c3"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)).save(scans / f"{name}.png")
+    np.save(scans / "c4.npy", np.zeros((4, 5, 6)))
+    assert [name[0] for name in run(scans, base, tmp_path / "out", budget=3)].count("c") == 0
+    assert f"left out: 4 pictures and arrays, the first '{scans / 'c1.png'}'" in capsys.readouterr().out
+    assert len(table(tmp_path / "out")) == 9
+    with refused("budget is 9", "9 scans have no label"):
+        run(scans, base, tmp_path / "out", budget=9)
 
 
 def test_experts_belong_to_their_base(scans: Path, base: Path, tmp_path: Path, capsys):

@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from samora_monai.bundles import bundle_path
 from samora_monai.errors import MissingFileError
 from samora_monai.pipeline.record import settings_hash
-from samora_monai.pipeline.run import records_of
+from samora_monai.pipeline.run import records_of, unfinished
 from samora_monai.pipeline.stages import Stage, stages_of
 from tests.pipeline.plans import tiny_plan, write_lists
 from tests.tiny import refused
@@ -151,6 +151,22 @@ def test_pictures_are_not_segmented(run: Path, base: Path, tmp_path: Path):
     header["unlabeled"] = header["unlabeled"][-1:]
     file.write_text(json.dumps(header))
     assert "prediction" not in by_name(stages_of(tiny_plan(base), run))
+
+
+def test_a_label_that_was_deleted_is_made_again(run: Path, base: Path):
+    stages = stages_of(tiny_plan(base), run)
+    prediction = stages[-1]
+    assert [Path(file).parent for file in prediction.results] == [run / "predictions"] * 2
+    assert [file.name.replace("_seg", "") for file in prediction.results] == [Path(s).name for s in prediction.scans]
+    records = records_of(stages, run)
+    for stage in stages:
+        for file in stage.results:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        records[stage.name].finish()
+    assert unfinished(stages, records) == []
+    prediction.results[1].unlink()
+    assert unfinished(stages, records) == [prediction]
 
 
 def test_scans_without_a_label_alone_are_refused(run: Path, base: Path):

@@ -19,9 +19,12 @@ from samora_monai.data import CheckCased, LoadCased, LoadUnlabeledd
 from samora_monai.data.any_image import ARRAYS, PICTURES
 from samora_monai.data.unlabeled import DICOM, format_of
 from samora_monai.errors import InputError, input_error
+from samora_monai.pipeline.at_hand import cores, free_memory
 
 _MODALITY = "0008|0060"  # DICOM's Modality
 _SAMPLE = 1_000_000  # voxels that percentiles are estimated from
+_READERS = 8  # scans that are read at a time, at most
+_OF_A_SCAN = 4e9  # bytes, of a large labelled CT while it is read
 QUANTILES = (0.5, 50.0, 99.5)
 FOREGROUND_QUANTILES = (5.0, 95.0)
 
@@ -63,12 +66,11 @@ class ScanFacts:
         return self.spacing is not None
 
 
-def look_at(scans: Sequence[Mapping[str, str]], threads: int) -> tuple[list[ScanFacts], list[str]]:
+def look_at(scans: Sequence[Mapping[str, str]]) -> tuple[list[ScanFacts], list[str]]:
     """Read scans in parallel, with a progress bar.
 
     Args:
         scans: `{"image": path}` or `{"image": path, "label": path}` each.
-        threads: number of scans that are read at a time.
 
     Returns:
         the facts of each scan that can be read, in order; and why each other scan without a label cannot.
@@ -77,6 +79,7 @@ def look_at(scans: Sequence[Mapping[str, str]], threads: int) -> tuple[list[Scan
         InputError: a labelled scan cannot be read, or its label is not on its grid.
     """
     facts, reasons = [], []
+    threads = max(1, min(cores(), _READERS, int(free_memory("cpu") // _OF_A_SCAN)))
     with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(_look, scan) for scan in scans]
         bar = tqdm(zip(scans, futures, strict=True), "looking at scans", len(scans), unit="scan", disable=None)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from samora_monai.data import find_cases
+from samora_monai.data import Cases, find_cases
 from samora_monai.data.datalist import datalist_text
 from samora_monai.data.scans import absolute
 from samora_monai.errors import InputError
 from samora_monai.networks.config import DECODERS
-from samora_monai.pipeline.at_hand import choose_device, cores, find_base, free_memory
-from samora_monai.pipeline.folders import find_folder
+from samora_monai.pipeline.at_hand import choose_device, find_base
+from samora_monai.pipeline.folders import PLAN
 from samora_monai.pipeline.plan import Plan
 from samora_monai.pipeline.planning.decisions import (
     choose_classes,
@@ -31,13 +31,12 @@ from samora_monai.replacing import replacing
 from samora_monai.settings import check_run_settings, is_whole
 
 DEFAULT_HOURS = 2.0
-_READERS = 8  # scans that are read at a time, at most
-_OF_A_SCAN = 4e9  # bytes, of a large labelled CT while it is read
 _SLICES_PER_PASS = 8
 
 
 def make_plan(
     folder: Path,
+    cases: Cases,
     run: Path,
     *,
     hours: float | None,
@@ -54,7 +53,8 @@ def make_plan(
     """Make the plan of a folder of scans, and write `plan.yaml` and `data/dataset.json` in `run`.
 
     Args:
-        folder: the scans, see `folders`.
+        folder: the scans.
+        cases: what `find_folder` has found in it, some of them with labels.
         run: folder of the pipeline.
         hours: time budget; default: 2. Without effect if `steps` is given.
         modality: `"CT"` or `"MR"`; default: by datalist, headers and values.
@@ -73,11 +73,9 @@ def make_plan(
     _check_settings(hours, steps, jobs, decoder, seed)
     run = absolute(run)
     device, why_device = choose_device(device)
-    cases = find_folder(folder, run)
     base = find_base(encoder, checkpoint, run)
     print(f"base: {base.encoder}, {base.checkpoint}: {base.reason}", flush=True)
-    readers = max(1, min(cores(), _READERS, int(free_memory("cpu") // _OF_A_SCAN)))
-    facts, unreadable = look_at([*cases.training, *cases.validation, *cases.unlabeled], readers)
+    facts, unreadable = look_at([*cases.training, *cases.validation, *cases.unlabeled])
     fact_of = {scan.image: scan for scan in facts}
     values = {scan.image: frozenset(scan.label_values) for scan in facts if scan.label_values is not None}
     lists, about_validation = hold_out(cases, seed, values)
@@ -130,7 +128,7 @@ def make_plan(
     stages["inference"] = {"slices_per_pass": _SLICES_PER_PASS}
     reasons["stages.inference.slices_per_pass"] = "slices in one forward pass"
     plan = Plan(data, network, {**machine, "hours": hours, "seed": seed}, stages, reasons)
-    write_plan(plan, run / "plan.yaml", notes)
+    write_plan(plan, run / PLAN, notes)
     return plan
 
 
