@@ -142,20 +142,13 @@ def find_images(path: str | os.PathLike, results: str | os.PathLike | None = Non
             labels.append(found)
         return not named
 
-    def left_out() -> str:
-        names = [f"'{found.relative_to(absolute(path))}'" for found in labels[:3]]
-        more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-        return f"left out, as their names mark them as label maps: {', '.join(names)}{more}"
-
     try:
-        scans = find_scans(path, results, include)
-    except InputError as error:
-        if not labels or "no scan" not in str(error):
-            raise
-        raise InputError(f"{error}; {left_out()}") from error
-    if labels:
-        print(left_out(), flush=True)
-    return scans
+        return find_scans(path, results, include)
+    finally:
+        if labels:
+            names = ", ".join(f"'{found.relative_to(absolute(path))}'" for found in labels[:3])
+            more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+            print(f"left out, as their names mark them as label maps: {names}{more}", flush=True)
 
 
 def format_of(path: str | os.PathLike) -> str:

@@ -63,8 +63,9 @@ def test_the_scans_to_segment_are_no_labels(tmp_path, capsys):
     assert len(find_images(tmp_path / "labelsTr")) == len(find_images(tmp_path / "b_seg.nii.gz")) == 1  # as asked for
     assert capsys.readouterr().out == ""
     touch(tmp_path / "only", "a_seg.nii.gz")
-    with refused("no scan in", "left out", "'a_seg.nii.gz'"):
+    with refused("no scan in"):
         find_images(tmp_path / "only")
+    assert capsys.readouterr().out == "left out, as their names mark them as label maps: 'a_seg.nii.gz'\n"
 
 
 def test_labels_are_skipped_and_named(tmp_path):
