@@ -56,8 +56,24 @@ class Usage:
 
 
 def copy_bundle(name: str, folder: Path) -> Path:
-    """Copy a bundle without trained models and results to `folder`, which must not exist, and return that."""
-    return Path(shutil.copytree(bundle_path(name), folder, ignore=shutil.ignore_patterns("eval", "models")))
+    """Copy a bundle without trained models and results to `folder`, which must not exist, and return that.
+
+    A copy that is interrupted leaves no `folder` behind.
+    """
+    if folder.exists():
+        raise FileExistsError(f"'{folder}' exists")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(bundle_path(name), unfinished, ignore=shutil.ignore_patterns("eval", "models"))
+    return unfinished.rename(folder)
+
+
+def remove_bundle(folder: Path) -> None:
+    """Remove a copy of a bundle; an interruption leaves no part of it in `folder`."""
+    removed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    folder.rename(removed)
+    shutil.rmtree(removed)
 
 
 def bundle_command(

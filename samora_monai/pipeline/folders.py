@@ -128,9 +128,10 @@ def _require_labels(cases: Cases) -> Cases:
         count = len(cases.validation)
         raise InputError(f"each of {count} labelled scans in '{cases.source}' is for validation; move one to training")
     count = len(cases.unlabeled)
+    budget = max(1, min(4, count - 1))
     raise InputError(
         f"no labelled scan in '{cases.source}': found {count} without labels, expected {_BESIDE}; "
-        f"`samora select {quoted(cases.source)} --budget 4` names those to label first"
+        f"`samora select {quoted(cases.source)} --budget {budget}` names those to label first"
     )
 
 

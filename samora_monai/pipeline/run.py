@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from samora_monai.checkpoints.files import read_checkpoint
-from samora_monai.errors import InputError
+from samora_monai.errors import InputError, one_line
 from samora_monai.handlers.progress import duration
-from samora_monai.pipeline.bundle_process import FailedRun, Run, Usage, copy_bundle, shown
+from samora_monai.pipeline.bundle_process import FailedRun, Run, Usage, copy_bundle, remove_bundle, shown
 from samora_monai.pipeline.plan import EXPERTS, TEACHERS
 from samora_monai.pipeline.progress import (
     STARTUP,
@@ -49,7 +49,7 @@ def alone_in(run: Path) -> Iterator[int]:
         InputError: another pipeline works in the folder.
     """
     file = run / ".lock"
-    with open(file, "a+", encoding="utf-8") as lock:
+    with open(file, "a+b", buffering=0) as lock:  # without a buffer that a full disk leaves to be written at the end
         patience = time.monotonic() + _LEFTOVERS
         while True:
             try:
@@ -57,7 +57,7 @@ def alone_in(run: Path) -> Iterator[int]:
                 break
             except BlockingIOError as error:
                 lock.seek(0)
-                holder = lock.read().strip()
+                holder = lock.read().decode().strip()
                 if _lives(holder) or time.monotonic() > patience:
                     raise InputError(
                         f"another pipeline works in '{run}' (process {holder or 'unknown'}); wait for it or end it, or "
@@ -65,8 +65,12 @@ def alone_in(run: Path) -> Iterator[int]:
                     ) from error
                 time.sleep(_INTERVAL)
         lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        try:
+            lock.write(str(os.getpid()).encode())
+        except OSError as error:
+            raise InputError(
+                f"cannot write '{file}': {error.strerror}; free space or give another folder with --output"
+            ) from error
         yield lock.fileno()
 
 
@@ -187,7 +191,13 @@ class _Runner:
         ready = [s for s in self.todo if s.name not in self.running and not waiting & set(s.needs)]
         for stage in sorted(ready, key=lambda s: -self.priority[s.name]):
             if len(self.running) < self.jobs:
-                self._start(stage)
+                try:
+                    self._start(stage)
+                except InputError:
+                    raise
+                except OSError as error:  # copytree raises a list of errors
+                    first = error.args[0][0][-1] if isinstance(error, shutil.Error) else one_line(error)
+                    raise self._failure(stage, first) from error
 
     def _start(self, stage: Stage) -> None:
         record, log = self.records[stage.name], self._log(stage)
@@ -222,7 +232,7 @@ class _Runner:
         if stage.folder.exists():
             if not (stage.folder / "configs" / "metadata.json").is_file():
                 raise InputError(f"'{stage.folder}' is in the way, it is no bundle; move it, or give another --output")
-            shutil.rmtree(stage.folder)
+            remove_bundle(stage.folder)
         copy_bundle(stage.bundle, stage.folder)
 
     def _collect(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,7 @@ from samora_monai.pipeline.bundle_process import (
     bundle_command,
     copy_bundle,
     error_line,
+    remove_bundle,
     run_process,
     run_visibly,
     shown,
@@ -45,6 +49,26 @@ def test_a_copy_of_a_bundle_holds_no_results(tmp_path: Path):
     assert (bundle / "configs" / "train.yaml").is_file() and not (bundle / "models").exists()
     with pytest.raises(FileExistsError):
         copy_bundle("samora_pixel_expert", bundle)
+
+
+def test_an_interrupted_copy_or_removal_leaves_no_part_of_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A killed pipeline would take the part for a folder of the user, and refuse to go on."""
+    folder = tmp_path / "bundle"
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "copystat", killed)  # of the first file
+        copy_bundle("samora_pixel_expert", folder)
+    assert not folder.exists()
+    copy_bundle("samora_pixel_expert", folder)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "unlink", killed)
+        remove_bundle(folder)
+    assert not folder.exists()
+    remove_bundle(copy_bundle("samora_pixel_expert", folder))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_line_of_a_log_that_says_why(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -154,3 +155,24 @@ def test_a_full_disk_is_named(folder: Path, make_stages: MakeStages, monkeypatch
     monkeypatch.setattr(record, "replacing", full)
     with refused("cannot write", "records/pixel_expert.json': No space left on device", "free space"):
         run_stages(make_stages(folder), folder)
+
+
+def test_a_disk_that_is_full_at_the_start_is_named(
+    folder: Path, make_stages: MakeStages, monkeypatch: pytest.MonkeyPatch
+):
+    stages = make_stages(folder, epochs=1)
+
+    def full(*_: Any) -> None:
+        raise shutil.Error([("source", "target", "[Errno 28] No space left on device")])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "copy_bundle", full)
+        with refused("stage 'pixel_expert' failed: [Errno 28] No space left on device; log: ", "repeat the command"):
+            run_stages(stages, folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file can grow
+    try:
+        with refused("cannot write", ".lock': File too large; free space"):
+            run_stages(stages, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
