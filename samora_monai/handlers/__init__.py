@@ -5,6 +5,7 @@ from samora_monai.handlers.last_checkpoint import LastCheckpoint
 from samora_monai.handlers.progress import ValidationLog
 from samora_monai.handlers.tensorboard import OverlayToTensorBoard, TensorBoard
 from samora_monai.handlers.training import TrainingHandlers
+from samora_monai.handlers.weight_average import WeightAverage
 
 __all__ = [
     "BestCheckpoint",
@@ -15,4 +16,5 @@ __all__ = [
     "TensorBoard",
     "TrainingHandlers",
     "ValidationLog",
+    "WeightAverage",
 ]
