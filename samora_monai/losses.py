@@ -107,7 +107,7 @@ class WeightedDice(DiceLoss):
     """The Dice term of `SegmentationLoss`, with a weight for each pixel."""
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the loss, a scalar, of logits, label and weights `[B, 1, H, W]` on one grid; without weights, all 1."""
+        """Return the loss, a scalar, of logits, label and weights `[B, 1, H, W]` on one grid; no weights: all 1."""
         probability = logits.softmax(1)
         target = F.one_hot(label[:, 0].long(), logits.shape[1]).movedim(-1, 1).to(logits.dtype)  # [B, K, H, W]
         counted = target if weight is None else target * weight

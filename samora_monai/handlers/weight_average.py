@@ -47,9 +47,7 @@ class WeightAverage:
         self.updates = 0
         self._engine: Engine | None = None
         self.network = network
-        self.module: nn.Module = (
-            network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-        )
+        self.module: nn.Module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
         self._source = self.module
         if decay is not None:
             frozen = {id(p): p for p in self._source.parameters() if not p.requires_grad}

@@ -20,7 +20,7 @@ from samora_monai.errors import InputError
 from samora_monai.handlers import WeightAverage
 from samora_monai.semi_supervised.paired_slices import UNLABELED
 from samora_monai.semi_supervised.two_views import WEAK
-from samora_monai.settings import check_run_settings, flag
+from samora_monai.settings import flag
 
 BOX = 2 / 3  # side of the box that is pasted, in sides of the slice: BCP's beta
 
@@ -44,9 +44,6 @@ class MixedBatch(PrepareBatchExtraInput):
         ramp_up: fraction of the training in which the weight rises from 0 to `unlabeled_weight`; 0 for no rise.
         amp: run the teacher under bfloat16 autocast.
         extra_keys: `["label"]` if the network gets the label as its second argument, else `[]`.
-
-    Raises:
-        InputError: a setting is out of range.
     """
 
     def __init__(
@@ -59,7 +56,6 @@ class MixedBatch(PrepareBatchExtraInput):
         extra_keys: Sequence[str] = ("label",),
     ) -> None:
         super().__init__(extra_keys)
-        check_run_settings(unlabeled_weight=unlabeled_weight, confidence=confidence, ramp_up=ramp_up)
         self.average = average
         self.ramp_up = ramp_up
         self.unlabeled_weight = unlabeled_weight
