@@ -184,7 +184,7 @@ class _Makers:
             settings=_absolute(settings),
             places={**data, **experts, **machine},
             needs=tuple(experts),
-            scans=_files(cases.training + cases.validation),
+            scans=_files(cases.training + cases.validation + (cases.unlabeled if own.get("unlabeled") else ())),
             results=(folder / "models" / "model.pt", folder / "models" / "model.json"),
             last=folder / "eval" / "last.pt",
             beside_others=not experts,

@@ -22,8 +22,7 @@ from monai.transforms import (
 )
 
 from samora_monai.data import Cases, LoadCased, ScaleScand, ScanScaling, SliceDataset, find_cases
-from samora_monai.semi_supervised import TwoViews, default_decay, pair, unlabeled_slices
-from samora_monai.semi_supervised.paired_slices import PairedSlices
+from samora_monai.semi_supervised import PairedSlices, TwoViews, default_decay, pair, unlabeled_slices
 from samora_monai.semi_supervised.scans import unlabeled_scans
 from samora_monai.synthetic.phantoms import write_phantoms
 from tests.tiny import refused
