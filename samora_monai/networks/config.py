@@ -101,9 +101,10 @@ class SegmenterConfig:
     class_balanced_attention: bool = False
 
     def __post_init__(self) -> None:
-        checks = {"experts": _names, "fusion_order": _names, "class_balanced_attention": flag, "fusion_norm": flag}
-        for name, checked in checks.items():
-            object.__setattr__(self, name, checked(getattr(self, name), name))
+        for name in ("experts", "fusion_order"):
+            object.__setattr__(self, name, _names(getattr(self, name), name))
+        for name in ("fusion_norm", "class_balanced_attention"):
+            object.__setattr__(self, name, flag(getattr(self, name), name))
         if isinstance(self.fusion_blocks, list):
             object.__setattr__(self, "fusion_blocks", tuple(self.fusion_blocks))
         if problem := next(self._problems(), None):

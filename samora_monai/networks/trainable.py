@@ -72,7 +72,7 @@ def parameter_groups(
         net: a network of any kind, or its DistributedDataParallel wrapper.
         learning_rate: of all parameters but those experts.
         expert_rate: the learning rate of the encoder's experts, as a multiple of `learning_rate`.
-        weight_decay_on: `"all"`, or `"matrices"`: the weights of linear layers and convolutions, but not experts, norms,
+        weight_decay_on: `"all"`, or `"matrices"`: the weights of linear layers and convolutions, not experts, norms,
             biases, tokens and positions.
 
     Returns:
