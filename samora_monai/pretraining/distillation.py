@@ -24,10 +24,12 @@ Differs from the research release in:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from monai.utils import CommonKeys as Keys
@@ -38,6 +40,8 @@ from samora_monai.networks import Segmenter
 from samora_monai.networks.framing import resize_image
 from samora_monai.pretraining.target_statistics import TargetStatistics
 from samora_monai.settings import flag
+
+logger = logging.getLogger(__name__)
 
 BATCHES = 20  # that the statistics of the targets are measured on
 
@@ -195,4 +199,6 @@ def measure_targets(target: TeacherTarget, batches: Iterable[Mapping[str, Tensor
     """
     if target.statistics is not None:
         images = (convert_to_tensor(batch[Keys.IMAGE], track_meta=False) for batch in islice(batches, BATCHES))
+        if idist.get_rank() == 0:
+            logger.info(f"targets: measuring their mean and deviation on up to {BATCHES} batches")
         target.statistics.measure(target.features(image.to(device)) for image in images)
