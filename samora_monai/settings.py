@@ -13,7 +13,10 @@ _COUNTS = {
     **dict.fromkeys(("warmup", "num_workers", "seed"), 0),
 }
 # Whether each other number may be 0
-_NUMBERS = {"learning_rate": False, "weight_decay": True, "noise": False, "temperature": False, "dice_weight": True}
+_NUMBERS = {
+    **dict.fromkeys(("learning_rate", "expert_rate", "noise", "temperature"), False),
+    **dict.fromkeys(("weight_decay", "dice_weight", "anchor"), True),
+}
 _FRACTIONS = ("unlabeled_weight", "confidence", "ramp_up")  # from 0 to 1
 
 

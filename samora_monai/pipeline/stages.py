@@ -26,7 +26,10 @@ from samora_monai.settings import file_or_none
 
 SEGMENTATION = "samora_segmentation"
 # settings of a fine-tuning that SAMed, which has one expert and no fusion, does not share
-_OF_EXPERTS = ("experts", "fusion", "fusion_order", "fusion_width", "fusion_start", "trainable")
+_OF_EXPERTS = (
+    *("experts", "fusion", "fusion_order", "fusion_width", "fusion_norm", "fusion_blocks", "fusion_start"),
+    *("trainable", "expert_rate"),
+)
 _SLICES_OF_A_SCAN = 100
 
 
