@@ -29,12 +29,14 @@ class Row:
         settings: settings of `train.yaml`, in addition to those of all rows.
         files: variant of the expert files that it starts from (see `stage_one`); None for no experts.
         overlay: name of a config of this folder that overlays `train.yaml`.
+        longer: number of steps, as a multiple of the budget's.
     """
 
     title: str
     settings: dict[str, Any] = field(default_factory=dict)
     files: str | None = None
     overlay: str | None = None
+    longer: int = 1
 
 
 def _samora(title: str, files: str = "trained", **settings: Any) -> Row:
@@ -49,7 +51,10 @@ SYSTEMS = {
     REFERENCE: _samora("SAMora, attention"),
     "samora-block": _samora("SAMora, block", fusion="block"),
     "h-samora": _samora("H-SAMora", decoder="hierarchical"),
+    "samed-unlabeled": Row("SAMed, also on unlabelled scans", {"experts": ["task"], "unlabeled": True}),
+    "samora-unlabeled": _samora("SAMora, also on unlabelled scans", unlabeled=True),
     "unet": Row("MONAI U-Net, 2-D", overlay="unet.yaml"),
+    "unet-longer": Row("MONAI U-Net, 2-D, in SAMora's time", overlay="unet.yaml", longer=3),
 }
 
 
@@ -76,6 +81,7 @@ def ablations(encoder: str) -> dict[str, Row]:
         "global-blocks": _samora("HL-Attn in the global blocks", fusion_blocks="global"),
         "last-third": _samora("HL-Attn in the last third of the blocks", fusion_blocks="last_third"),
         "matrices-decay": _samora("no weight decay on experts, norms, biases, tokens", weight_decay_on="matrices"),
+        "average": _samora("exponential average of the weights", ema=0.99),
         "slow-experts": _samora("experts at a quarter of the learning rate", expert_rate=0.25),
         "experts-frozen": _samora("experts frozen, as published", trainable="adapters"),
         "random-frozen": _samora("random experts of the same norm, frozen", "random", trainable="adapters"),
