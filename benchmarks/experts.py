@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from benchmarks.fewshot import run_process
 from samora_monai.data import SliceDataset
 from samora_monai.networks import LEVELS
-from samora_monai.pictures.expert import without_experts
 from samora_monai.pipeline.at_hand import STAND_IN_FILE
 from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
 from samora_monai.pipeline.record import Record
@@ -135,7 +134,7 @@ def main() -> None:
         state = torch.load(bundle / "eval" / "last.pt", weights_only=True)["model"]["state_dict"]
         student.load_state_dict(student.state_dict() | state)
         last = held_out_loss(workflow)
-        with without_experts(workflow.parser.get_parsed_content("segmenter")):
+        with workflow.parser.get_parsed_content("segmenter").image_encoder.without_experts():
             off = held_out_loss(workflow)
         experts.append((level, before, losses[0], last, 100 * (1 - last / losses[0]), off, 100 * (off / last - 1)))
         if level != "pixel":

@@ -28,13 +28,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(system: str, image_size: int, device: str = "cpu", base: str = "vit_b") -> Segmenter:
-    """A network with random weights in place of the zero-initialised ones too."""
+def build(system: str, image_size: int, device: str = "cpu", base: str = "vit_b", **more: Any) -> Segmenter:
+    """A network with random weights in place of the zero-initialised ones too; `more` options of `build_segmenter`."""
     torch.manual_seed(0)
     options = {
         name: PRESETS[base]["embed_dim"] // 4 if value == "D/4" else value for name, value in SYSTEMS[system].items()
     }
-    net = build_segmenter(base, image_size=image_size, num_classes=9, **options)
+    net = build_segmenter(base, image_size=image_size, num_classes=9, **options, **more)
     for parameter in net.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)

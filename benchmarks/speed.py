@@ -29,41 +29,27 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import speed_sam2
+from benchmarks import speed_fusion, speed_sam2
 from benchmarks.networks import SYSTEMS, build, encode, peak_memory
-from benchmarks.timing import Report, Run, Times, own_peak_memory, product, training_step
+from benchmarks.timing import (
+    ATTENTION,
+    Report,
+    Run,
+    Times,
+    explicit_attention,
+    multiply_adds,
+    own_peak_memory,
+    product,
+    training_step,
+)
 from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.networks import Segmenter, build_segmenter
 from samora_monai.networks.config import DECODERS
-from samora_monai.networks.rel_pos_attention import relative_rows
 
 MODULE = "benchmarks.speed"
 SAM2_TARGETS = {"three experts, HL-Attn": "<= 2.2", "three experts, HL-Attn D/4": "<= 1.6"}
 BUNDLE = Path(__file__).parents[1] / "bundles" / "samora_segmentation"
-ATTENTION = "samora_monai.networks.image_encoder.rel_pos_attention"
-
-
-def multiply_adds(run: Run) -> int:
-    """Count the multiply-adds of `run`, with attention as in SAM's code."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), patch(ATTENTION, explicit_attention):
-        run()
-    return counter.get_total_flops() // 2
-
-
-def explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, query_grid: tuple[int, int]
-) -> Tensor:
-    """The form that `rel_pos_attention` replaces: SAM's softmax over an N x N matrix of logits."""
-    size = int(k.shape[2] ** 0.5)
-    grid = q.unflatten(2, query_grid)
-    rel_h = torch.einsum("bnyxc,ykc->bnyxk", grid, relative_rows(rel_pos_h, size)[: query_grid[0]])
-    rel_w = torch.einsum("bnyxc,xkc->bnyxk", grid, relative_rows(rel_pos_w, size)[: query_grid[1]])
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    logits = (logits.view(*rel_h.shape, size) + rel_h[..., :, None] + rel_w[..., None, :]).view_as(logits)
-    return logits.softmax(-1) @ v
 
 
 def machine(report: Report, turns: int) -> None:
@@ -235,6 +221,7 @@ SECTIONS: dict[str, Callable[[Report, int], None]] = {
     "decoders": decoders,
     "explicit": explicit,
     "training": training,
+    "fusion_blocks": speed_fusion.fusion_blocks,
     "bfloat16": bfloat16,
     "gpu": gpu,
 }

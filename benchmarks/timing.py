@@ -1,4 +1,4 @@
-"""Timing of runs that take turns, and the report of their ratios."""
+"""Timing of runs that take turns, their multiply-adds, and the report of their ratios."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from samora_monai.losses import SegmentationLoss
 from samora_monai.networks import Segmenter
+from samora_monai.networks.rel_pos_attention import relative_rows
 
 Run = Callable[[], object]
+ATTENTION = "samora_monai.networks.image_encoder.rel_pos_attention"
 
 
 @dataclass
@@ -60,6 +65,26 @@ class Times:
 
     def ratio(self, name: str, to: str) -> float:
         return statistics.median(a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True))
+
+
+def multiply_adds(run: Run) -> int:
+    """Count the multiply-adds of `run`, with attention as in SAM's code."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), patch(ATTENTION, explicit_attention):
+        run()
+    return counter.get_total_flops() // 2
+
+
+def explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, query_grid: tuple[int, int]
+) -> Tensor:
+    """The form that `rel_pos_attention` replaces: SAM's softmax over an N x N matrix of logits."""
+    size = int(k.shape[2] ** 0.5)
+    grid = q.unflatten(2, query_grid)
+    rel_h = torch.einsum("bnyxc,ykc->bnyxk", grid, relative_rows(rel_pos_h, size)[: query_grid[0]])
+    rel_w = torch.einsum("bnyxc,xkc->bnyxk", grid, relative_rows(rel_pos_w, size)[: query_grid[1]])
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    logits = (logits.view(*rel_h.shape, size) + rel_h[..., :, None] + rel_w[..., None, :]).view_as(logits)
+    return logits.softmax(-1) @ v
 
 
 def product(size: int, dtype: torch.dtype, device: str = "cpu") -> Run:

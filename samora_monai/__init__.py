@@ -24,6 +24,7 @@ ROOMS = (
     "report",
     "schedules",
     "selection",
+    "semi_supervised",
     "settings",
     "synthetic",
     "workflow",

@@ -142,6 +142,11 @@ class AdapterAlgo(MonaiAlgo):
         config = ConfigParser(ConfigParser.load_config_file(file))
         if unknown := [name for name in self.settings if name not in config]:
             raise InputError(f"unknown setting {unknown[0]!r}; expected one of those at the top of {file}")
+        if averaging := [name for name in ("ema", "unlabeled") if self.settings.get(name)]:
+            raise InputError(
+                f"{averaging[0]} was given, but a federation exchanges the weights of the last step, not a site's "
+                "average of them; leave it out"
+            )
         fixed: dict[str, Any] = {"bundle_root": self.bundle_root, "epochs": self.epochs}
         workflow = ConfigWorkflow(file, logging_file=False, workflow_type="train", **fixed, **self.settings)
         for handler in workflow.parser["train"]["handlers"]:

@@ -26,6 +26,7 @@ class SegmentationLoss(nn.Module):
     With p the softmax over K classes and t the one-hot label, sums over pixels and the whole batch:
     `Dice = mean_k 1 - (2 sum p_k t_k + 1e-5) / (sum p_k^2 + sum t_k^2 + 1e-5)`; CE is the mean over all pixels.
     As in the reference, a class that is absent from the batch adds up to 1 to the sum over k where it is predicted.
+    Weights of pixels multiply each summand of the sums over pixels, and the cross-entropy before its mean.
 
     Args:
         lambda_ce: weight of the cross-entropy; 0.2 in SAMed, 0.1 in H-SAM.
@@ -47,15 +48,16 @@ class SegmentationLoss(nn.Module):
         self.dice_ce = DiceCELoss(
             to_onehot_y=True, softmax=True, squared_pred=True, batch=True, lambda_ce=lambda_ce, lambda_dice=lambda_dice
         )
+        self.weighted_dice = SharedDice() if all_processes else WeightedDice()
         if all_processes:
-            self.dice_ce.dice = SharedDice()
+            self.dice_ce.dice = self.weighted_dice
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Return the loss, a scalar of at least float32.
 
         Args:
             logits: [B, K, h, w], unnormalised, any floating type.
-            label: [B, 1, H, W], class numbers 0 ... K-1.
+            label: [B, 1, H, W], class numbers 0 ... K-1; or [B, 2, H, W], also the weight of each pixel, from 0 to 1.
         """
         logits = convert_to_tensor(logits, track_meta=False)
         label = convert_to_tensor(label, track_meta=False)
@@ -66,7 +68,12 @@ class SegmentationLoss(nn.Module):
                 logits = F.interpolate(logits, label.shape[2:], mode="bilinear", align_corners=False)
             else:
                 label = F.interpolate(label.float(), logits.shape[2:], mode="nearest-exact")
-        return self.dice_ce(logits, label)
+        label, weight = label[:, :1], label[:, 1:]
+        if weight.shape[1] == 0:
+            return self.dice_ce(logits, label)
+        ce = F.cross_entropy(logits, label[:, 0].long(), reduction="none")  # [B, h, w]
+        dice = self.weighted_dice(logits, label, weight)
+        return self.dice_ce.lambda_dice * dice + self.dice_ce.lambda_ce * (weight[:, 0] * ce).mean()
 
 
 def second_stage_weight(epoch: int) -> float:
@@ -96,20 +103,34 @@ class HierarchicalLoss(SegmentationLoss):
         return (1 - w) * super().forward(first, label) + w * super().forward(second, label)
 
 
-class SharedDice(DiceLoss):
+class WeightedDice(DiceLoss):
+    """The Dice term of `SegmentationLoss`, with a weight for each pixel."""
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the loss, a scalar, of logits, label and weights `[B, 1, H, W]` on one grid; no weights: all 1."""
+        probability = logits.softmax(1)
+        target = F.one_hot(label[:, 0].long(), logits.shape[1]).movedim(-1, 1).to(logits.dtype)  # [B, K, H, W]
+        counted = target if weight is None else target * weight
+        common = (probability * counted).sum((0, 2, 3))
+        squares = probability**2 if weight is None else probability**2 * weight
+        common, sizes = self.total(torch.stack([common, squares.sum((0, 2, 3)) + counted.sum((0, 2, 3))]))
+        return (1 - (2 * common + _SMOOTH) / (sizes + _SMOOTH)).mean()
+
+    def total(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums over all slices that the loss is of, from those over the batch."""
+        return sums
+
+
+class SharedDice(WeightedDice):
     """The Dice term of `SegmentationLoss`, with sums over the batches of all processes.
 
     Computed for each process alone, it would be the Dice loss of a smaller batch, from which more classes are absent.
+    The loss is equal in all processes.
     """
 
-    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Return the loss, a scalar that is equal in all processes, of logits and label on one grid."""
-        probability = logits.softmax(1)
-        target = F.one_hot(label[:, 0].long(), logits.shape[1]).movedim(-1, 1).to(logits.dtype)  # [B, K, H, W]
-        common = (probability * target).sum((0, 2, 3))
-        sizes = (probability**2).sum((0, 2, 3)) + target.sum((0, 2, 3))
-        common, sizes = _sum_over_processes(torch.stack([common, sizes]))
-        return (1 - (2 * common + _SMOOTH) / (sizes + _SMOOTH)).mean()
+    def total(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums over the batches of all processes."""
+        return _sum_over_processes(sums)
 
 
 def _sum_over_processes(x: torch.Tensor) -> torch.Tensor:

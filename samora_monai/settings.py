@@ -13,7 +13,11 @@ _COUNTS = {
     **dict.fromkeys(("warmup", "num_workers", "seed"), 0),
 }
 # Whether each other number may be 0
-_NUMBERS = {"learning_rate": False, "weight_decay": True, "noise": False, "temperature": False, "dice_weight": True}
+_NUMBERS = {
+    **dict.fromkeys(("learning_rate", "expert_rate", "noise", "temperature"), False),
+    **dict.fromkeys(("weight_decay", "dice_weight", "anchor"), True),
+}
+_FRACTIONS = ("unlabeled_weight", "confidence", "ramp_up")  # from 0 to 1
 
 
 def flag(value: bool | str, name: str = "a switch") -> bool:
@@ -60,8 +64,12 @@ def check_run_settings(**settings: Any) -> None:
         if name in _COUNTS:
             check_counts(_COUNTS[name], **{name: value})
             continue
-        zero = _NUMBERS[name]
         number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in _FRACTIONS:
+            if not number or not 0 <= value <= 1:
+                raise InputError(f"{name} must be a number from 0 to 1, got {value!r}; give --{name} X")
+            continue
+        zero = _NUMBERS[name]
         if not number or not (0 < value < math.inf or (zero and value == 0)):
             expected = "of at least 0" if zero else "above 0"
             raise InputError(f"{name} must be a number {expected}, got {value!r}; give --{name} X")

@@ -58,14 +58,14 @@ FULL = Budget(
     batch_size=12,
 )
 QUICK = Budget(
-    image_size=224,
+    image_size=128,
     expert_image_size=128,
-    steps=300,
+    steps=400,
     base_steps=1200,
-    image_teacher_steps=800,
-    patch_teacher_steps=1400,
-    expert_steps=800,
-    batch_size=8,
+    image_teacher_steps=400,
+    patch_teacher_steps=600,
+    expert_steps=400,
+    batch_size=4,
 )
 
 # encoders of which base.py makes a base, the stand-ins of the recipes -> its settings; sides and steps of each part

@@ -26,7 +26,6 @@ from samora_monai.pipeline.recipes import LEARNING, STAND_INS
 from samora_monai.pipeline.record import file_hash, settings_hash
 
 BUNDLE = "samora_segmentation"
-STUDY_RATE = 0.001  # of the stand-ins in all results so far; the recipe of the pipeline has 0.002
 # results from before `train.yaml` had `@model` hold the hash of the same transforms with the second name
 MODALITY, FIRST_MODALITY = "@model.scaling.modality", "@model_settings['modality']"
 
@@ -51,7 +50,7 @@ class Study:
         overlay = {"overlay": row.overlay} if row.overlay else self._learning()
         data = {"datalist": str(self.stage_one.data["datalist"]), "modality": self.stage_one.data["modality"]}
         settings = data | self._common() | overlay | row.settings
-        settings |= {"steps": self.budget.steps, "milestones": list(cell.milestones)}
+        settings |= {"steps": self.budget.steps * row.longer, "milestones": list(cell.milestones)}
         settings["augmentation"] = self.augmentation
         settings["base"] = "none" if row.overlay else file_hash(self.stage_one.base)
         if row.files:
@@ -91,7 +90,7 @@ class Study:
         configs = ["train.yaml", HERE / row.overlay] if row.overlay else ["train.yaml"]
         with tempfile.TemporaryDirectory(dir=self.folder, prefix="running_") as folder:
             bundle, scores, threads = copy_bundle(BUNDLE, Path(folder, "bundle")), Path(folder), self.stage_one.threads
-            settings |= self._schedule() | {"milestones": list(cell.milestones)}
+            settings |= self._schedule(row.longer) | {"milestones": list(cell.milestones)}
             command = bundle_command(bundle, "training", [*configs, HERE / "milestones.yaml"], settings)
             usage = run_process(command, log, threads)
             evaluation = {**self.stage_one.data, **self.stage_one.machine, "output_dir": scores}
@@ -100,7 +99,7 @@ class Study:
             for epoch in cell.milestones:
                 evaluation["checkpoint"] = model_at(bundle / "models" / "model.pt", epoch)
                 run_process(bundle_command(bundle, "evaluating", [*configs, "evaluate.yaml"], evaluation), log, threads)
-                part = {"fraction": f"{epoch / EPOCHS:g}", "steps": self.budget.steps * epoch // EPOCHS}
+                part = {"fraction": f"{epoch / EPOCHS:g}", "steps": self.budget.steps * row.longer * epoch // EPOCHS}
                 rows.append(part | read_scores(scores / "summary.csv"))
         # the last row holds the cost of the whole training
         rows[-1] |= {
@@ -110,20 +109,20 @@ class Study:
         }
         return rows
 
-    def _schedule(self) -> dict[str, Any]:
+    def _schedule(self, longer: int) -> dict[str, Any]:
+        steps = self.budget.steps * longer
         return {
             "epochs": EPOCHS,
             "val_interval": EPOCHS,
-            "train::trainer::epoch_length": self.budget.steps // EPOCHS,
-            "lr_scheduler::max_iterations": self.budget.steps,
+            "train::trainer::epoch_length": steps // EPOCHS,
+            "lr_scheduler::max_iterations": steps,
         }
 
     def _common(self) -> dict[str, Any]:
         return {"batch_size": self.budget.batch_size}
 
     def _learning(self) -> dict[str, Any]:
-        stand_in = self.stage_one.encoder in STAND_INS
-        learning = LEARNING[stand_in]["fine-tuning"] | ({"learning_rate": STUDY_RATE} if stand_in else {})
+        learning = LEARNING[self.stage_one.encoder in STAND_INS]["fine-tuning"]
         return {"image_size": self.budget.image_size} | learning
 
 

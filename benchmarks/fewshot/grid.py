@@ -29,12 +29,14 @@ class Row:
         settings: settings of `train.yaml`, in addition to those of all rows.
         files: variant of the expert files that it starts from (see `stage_one`); None for no experts.
         overlay: name of a config of this folder that overlays `train.yaml`.
+        longer: number of steps, as a multiple of the budget's.
     """
 
     title: str
     settings: dict[str, Any] = field(default_factory=dict)
     files: str | None = None
     overlay: str | None = None
+    longer: int = 1
 
 
 def _samora(title: str, files: str = "trained", **settings: Any) -> Row:
@@ -49,18 +51,25 @@ SYSTEMS = {
     REFERENCE: _samora("SAMora, attention"),
     "samora-block": _samora("SAMora, block", fusion="block"),
     "h-samora": _samora("H-SAMora", decoder="hierarchical"),
+    "samed-unlabeled": Row("SAMed, also on unlabelled scans", {"experts": ["task"], "unlabeled": True}),
+    "samora-unlabeled": _samora("SAMora, also on unlabelled scans", unlabeled=True),
     "unet": Row("MONAI U-Net, 2-D", overlay="unet.yaml"),
+    "unet-longer": Row("MONAI U-Net, 2-D, in SAMora's time", overlay="unet.yaml", longer=3),
 }
 
 
 def ablations(encoder: str) -> dict[str, Row]:
     """Variants of SAMora; widths are fractions of the encoder's."""
     width = PRESETS[encoder]["embed_dim"]
-    without = {
+    levels = {
         f"without-{level}": _samora(f"without the {level} expert", experts=[name for name in LEVELS if name != level])
         for level in LEVELS
     }
-    return without | {
+    levels |= {
+        f"{level}-alone": Row(f"{level} expert alone, as SAMed's start", {"experts": [level]}, "trained")
+        for level in LEVELS
+    }
+    return levels | {
         "sum": _samora("plain sum, experts frozen", fusion=None, trainable="decoder"),
         "sum-trained": _samora("plain sum, experts trained too", fusion=None, trainable="adapters"),
         "random-experts": _samora("random experts of the same norm", "random"),
@@ -68,9 +77,18 @@ def ablations(encoder: str) -> dict[str, Row]:
         "image-first": _samora("fusion order image, patch, pixel", fusion_order=list(LEVELS)),
         "half-width": _samora("HL-Attn at half the width", fusion_width=width // 2),
         "quarter-width": _samora("HL-Attn at a quarter of the width", fusion_width=width // 4),
+        "fusion-norm": _samora("LayerNorm on HL-Attn's queries and keys", fusion_norm=True),
+        "global-blocks": _samora("HL-Attn in the global blocks", fusion_blocks="global"),
+        "last-third": _samora("HL-Attn in the last third of the blocks", fusion_blocks="last_third"),
+        "matrices-decay": _samora("no weight decay on experts, norms, biases, tokens", weight_decay_on="matrices"),
+        "average": _samora("exponential average of the weights", ema=0.99),
+        "slow-experts": _samora("experts at a quarter of the learning rate", expert_rate=0.25),
         "experts-frozen": _samora("experts frozen, as published", trainable="adapters"),
         "random-frozen": _samora("random experts of the same norm, frozen", "random", trainable="adapters"),
         "raw-targets": _samora("no LayerNorm on the teachers' targets", "raw"),
+        "standardised-targets": _samora("teachers' targets standardised by channel", "standardised"),
+        "dense-targets": _samora("SimCLR's map as a target too", "dense"),
+        "anchored": _samora("experts anchored to the base's embedding", "anchored"),
         "public-teachers": _samora("teachers not continued", "public"),
     }
 

@@ -3,11 +3,14 @@
 It trains on the images that the datalist lists under `unlabeled` and `training`. Each file is that of the last step, so
 that the held-out images select nothing. The files of one base and one set of settings share a folder.
 
-variant    the experts of a level
-trained    distilled from a teacher that was trained further on the scans (from random weights without public teachers)
-raw        the same, without LayerNorm on the teacher's targets
-public     distilled from the public teacher as published
-random     not trained: see `random_experts.py`
+variant       the experts of a level
+trained       distilled from a teacher that was trained further on the scans (from random weights without public ones)
+raw           the same, without LayerNorm on the teacher's targets
+standardised  the same, with targets standardised by channel
+dense         the same, with SimCLR's map as a target too
+anchored      the same, anchored to the base's embedding
+public        distilled from the public teacher as published
+random        not trained: see `random_experts.py`
 """
 
 from __future__ import annotations
@@ -29,6 +32,12 @@ from samora_monai.pipeline.recipes import LEARNING, SMALL_DECODER, STAND_INS, TE
 from samora_monai.pipeline.record import Record, file_hash, settings_hash
 
 TAUGHT = ("image", "patch")
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # the settings of each level that a variant changes
+    "raw": {level: {"normalize_target": "false"} for level in TAUGHT},
+    "standardised": {level: {"standardise_targets": "true"} for level in TAUGHT},
+    "dense": {"image": {"dense": "true"}},
+    "anchored": {level: {"anchor": 0.1} for level in LEVELS},
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class StageOne:
         """The file of each level, made if it is not there.
 
         Args:
-            variant: see above; the pixel level has no teacher, and is the same in all but `random`.
+            variant: see above; a level that it does not change is that of `trained`.
             seed: of the random experts.
         """
         if variant == "random":
@@ -89,17 +98,18 @@ class StageOne:
 
     def expert(self, level: str, variant: str) -> Path:
         """The expert file of one level."""
-        variant = variant if level in TAUGHT else "trained"
+        changes = VARIANTS.get(variant, {}).get(level, {})
+        if not changes and not (variant == "public" and level in TAUGHT):
+            variant = "trained"
         file = self.home / f"{level}_{variant}.pt"
         if self._record(file).is_finished([file]):
             return file
         stand_in = self.encoder in STAND_INS
         settings = {"encoder": self.encoder, "sam_checkpoint": self.base, "batch_size": self.budget.expert_batch_size}
-        settings |= LEARNING[stand_in]["expert"]
+        settings |= LEARNING[stand_in]["expert"] | changes
         if level in TAUGHT:
             teacher = self.public[level] if variant == "public" else self.teacher(level)
             settings |= {"teacher_network": self._network(level), "teacher_checkpoint": teacher}
-            settings |= {"normalize_target": "false"} if variant == "raw" else {}
         elif stand_in:
             settings |= SMALL_DECODER
         return self._make(file, level, "training", self.budget.expert_steps, settings, "expert_last.pt")

@@ -11,7 +11,7 @@ from typing import Any
 from samora_monai.checkpoints.experts import base_sha256
 from samora_monai.checkpoints.files import LoadReport, Source, check_meta, copy_strictly, read_parts, write_parts
 from samora_monai.checkpoints.sam import base_keys, preset_name, window_sides
-from samora_monai.networks.hl_attn import HLAttn
+from samora_monai.networks.hl_attn import CrossAttention, HLAttn
 from samora_monai.networks.segmenter import Segmenter
 
 
@@ -31,6 +31,7 @@ def _made_for(net: Segmenter) -> dict[str, Any]:
         "rank": encoder.rank if encoder.experts else None,
         "fusion": encoder.fusion,
         "fusion_order": next((list(m.order) for m in net.modules() if isinstance(m, HLAttn)), []),
+        "fusion_norm": any(m.norm for m in net.modules() if isinstance(m, CrossAttention)),
         "base_sha256": base_sha256(net),
     }
 
@@ -45,6 +46,6 @@ def save_adapter(net: Segmenter, path: str | os.PathLike[str]) -> None:
 def load_adapter(net: Segmenter, source: Source) -> LoadReport:
     """Load an adapter file into a network of the same settings, into which the base has been loaded."""
     state, meta, name = read_parts(source, "adapter")
-    check_meta(name, meta, _made_for(net))
+    check_meta(name, {"fusion_norm": False} | meta, _made_for(net))  # missing in files of 0.1
     copied = copy_strictly(net, state, adapter_keys(net), name, "the adapter belongs to a network with other settings")
     return LoadReport(name, copied=copied, kept=sorted(net.state_dict().keys() - set(copied)))

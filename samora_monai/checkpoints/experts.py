@@ -154,9 +154,16 @@ def save_expert(
 
 
 def load_expert(net: Segmenter, source: Source, level: str) -> LoadReport:
-    """Load an expert file into the slot `level` of `net`, whose base must be loaded already."""
+    """Load an expert file into the slot `level` of `net`, whose base must be loaded already.
+
+    Blocks in which the network has another expert alone (see `fused_part`) are dropped.
+    """
     keys = _keys(net, level)
     state, meta, name = read_parts(source, "expert")
     check_meta(name, meta, {"level": level, **_made_for(net)})
-    ours = {keys.get(key, key): value for key, value in state.items()}
-    return LoadReport(name, copied=copy_strictly(net, ours, list(keys.values()), name, "the expert has other blocks"))
+    blocks = enumerate(net.image_encoder.encoder_blocks())
+    others = {f"blocks.{i}" for i, block in blocks if net.image_encoder.fusion and not block.fusion}
+    dropped = [key for key in state if key not in keys and key.rsplit(".", 2)[0] in others]
+    ours = {keys.get(key, key): value for key, value in state.items() if key not in dropped}
+    copied = copy_strictly(net, ours, list(keys.values()), name, "the expert has other blocks")
+    return LoadReport(name, copied=copied, dropped=dropped)

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from samora_monai.checkpoints.files import read_checkpoint, sha256_of, write_checkpoint
 from samora_monai.errors import InputError, MissingFileError
+from samora_monai.handlers.weight_average import WeightAverage
 from samora_monai.settings import flag
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class LastCheckpoint:
         network: the module itself, not its `DistributedDataParallel` wrapper; its `requires_grad` must be final.
         trainer: its epoch, iteration and gradient scaler are saved.
         evaluator: its best metric is saved.
+        average: the average of the weights, saved if it has a decay.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class LastCheckpoint:
         lr_scheduler: LRScheduler,
         trainer: Trainer,
         evaluator: Evaluator,
+        average: WeightAverage | None = None,
     ) -> None:
         self.path = Path(path)
         self.trainer = trainer
@@ -66,6 +69,8 @@ class LastCheckpoint:
             "trainer": trainer,
             "best": BestMetric(evaluator),
         }
+        if average is not None and average.decay is not None:
+            self.objects["average"] = average
         if (scaler := getattr(trainer, "scaler", None)) is not None and scaler.is_enabled():
             self.objects["scaler"] = scaler
 

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from samora_monai.errors import InputError
 from samora_monai.handlers.progress import Progress, loss_of
 from samora_monai.handlers.tensorboard import TensorBoard
+from samora_monai.handlers.weight_average import WeightAverage
 
 INTERVAL = 100  # steps between two readings of the losses on a GPU, which are also read at the end of an epoch
 
@@ -27,6 +28,7 @@ class TrainingHandlers:
     """Trainer handler that attaches, in this order:
 
     - `LrScheduleHandler`, one step of the schedule per iteration;
+    - the average of the weights, if there is one;
     - `NanGuard` and `Progress`;
     - the epoch of the loss function, if it has `set_epoch` (`HierarchicalLoss`);
     - `TensorBoardStatsHandler`, the loss as `train_loss`, on rank 0;
@@ -45,11 +47,14 @@ class TrainingHandlers:
     validator: Evaluator | None
     val_interval: int
     tensorboard: TensorBoard
+    average: WeightAverage | None = None
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Attach them to `engine`, a trainer with `decollate=False`."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _list_output)
         LrScheduleHandler(cast(Any, self.lr_scheduler), print_lr=False, epoch_level=False).attach(engine)
+        if self.average is not None:
+            self.average.attach(engine)
         NanGuard().attach(engine)
         Progress().attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, _set_loss_epoch)

@@ -7,7 +7,8 @@ these classes (`image_encoder`, `sam2.hiera`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -88,7 +89,7 @@ class Block(nn.Module):
         dim, out_dim: width of the tokens before and after the block.
         attention, mlp: parts of the block.
         fusion: None (the deltas of the experts are added), `"attention"` or `"block"`.
-        hl_attn: `order`, `width` and `start` of `HLAttn`; not used without a fusion.
+        hl_attn: `order`, `width`, `start` and `norm` of `HLAttn`; not used without a fusion.
     """
 
     def __init__(
@@ -135,6 +136,19 @@ class Block(nn.Module):
         return self.hl_attn(contributions, windows)
 
 
+def fused_part(
+    block: int, experts: Sequence[str], fusion: str | None, fusion_blocks: Collection[int] | None, order: Sequence[str]
+) -> tuple[Sequence[str], str | None]:
+    """The experts of a block and their fusion.
+
+    Outside of `fusion_blocks` (None: all blocks) there is no HL-Attn, and the highest expert acts alone, as it does
+    where HL-Attn adds nothing. The lower experts, whose tokens would enter HL-Attn of that block only, do not exist.
+    """
+    if fusion is None or fusion_blocks is None or block in fusion_blocks:
+        return experts, fusion
+    return order[-1:], None
+
+
 class Features(NamedTuple):
     """Features of an image for the mask decoder."""
 
@@ -146,7 +160,7 @@ class Encoder(nn.Module, ABC):
     """An image encoder whose blocks have experts.
 
     Args:
-        experts, rank, fusion: of each block.
+        experts, rank, fusion: of the blocks, see `fused_part`.
         gradient_checkpointing: recompute the blocks in the backward pass, which saves memory.
     """
 
@@ -156,6 +170,7 @@ class Encoder(nn.Module, ABC):
     taps: tuple[int, ...]  # four blocks whose tokens the U-Net decoder of the pixel expert takes
     tap_widths: tuple[int, ...]  # width of the tokens after each of them
     tap_strides: tuple[int, ...]  # and side of such a token in pixels
+    neck_inputs: tuple[int, ...]  # blocks whose tokens the neck takes
     distilled_width: int  # channels of `distilled`
     resized: tuple[str, ...]  # parameters whose shape depends on the size of the input
 
@@ -175,8 +190,8 @@ class Encoder(nn.Module, ABC):
         """Tokens before the first block: `[B, 3, H, W]` normalised pixels -> `[B, h, w, embed_dim]`."""
 
     @abstractmethod
-    def features(self, x: Tensor) -> Features:
-        """Embedding of `[B, 3, S, S]` normalised pixels for the decoder."""
+    def apply_neck(self, tokens: Sequence[Tensor]) -> Features:
+        """Outputs of the blocks `neck_inputs`, each `[B, h, w, width]` -> features for the decoder."""
 
     @abstractmethod
     def distilled(self, x: Tensor) -> Tensor:
@@ -185,6 +200,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def describe(self) -> str:
         """Kind and size in a few words."""
+
+    def features(self, x: Tensor) -> Features:
+        """Features of `[B, 3, S, S]` normalised pixels for the decoder."""
+        return self.apply_neck(self.tokens(x, self.neck_inputs))
 
     def tokens(self, x: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tensor]:
         """Outputs of the given blocks, before the neck: `[B, 3, S, S]` -> for each block `[B, h, w, width]`.
@@ -201,6 +220,19 @@ class Encoder(nn.Module, ABC):
             if i in wanted:
                 outputs.append(x)
         return outputs
+
+    @contextmanager
+    def without_experts(self) -> Iterator[None]:
+        """Remove the experts within the block, so that only the base is computed; for encoders without a fusion."""
+        attentions = [block.attn for block in self.encoder_blocks()]
+        experts = [attention.experts for attention in attentions]
+        try:
+            for attention in attentions:
+                attention.experts = nn.ModuleDict()
+            yield
+        finally:
+            for attention, own in zip(attentions, experts, strict=True):
+                attention.experts = own
 
     @torch.no_grad()
     def merge_experts(self) -> None:

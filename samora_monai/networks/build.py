@@ -75,8 +75,10 @@ def build_segmenter(
         rank=config.rank,
         fusion=config.fusion,
         gradient_checkpointing=flag(gradient_checkpointing, "gradient_checkpointing"),
+        fusion_blocks=config.fused_blocks,
         order=config.levels,
         width=config.fusion_width,
+        norm=config.fusion_norm,
         start=fusion_start,
         **config.encoder_sizes,
     )

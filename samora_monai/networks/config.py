@@ -51,6 +51,7 @@ SIZES = (
 HIERA_SIZES = (*_TINY, "out_chans")
 DECODERS = ("sam", "hierarchical")
 FUSIONS = ("attention", "block")
+FUSION_BLOCKS = ("all", "global", "last_third")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ class SegmenterConfig:
         fusion_order: levels from the lowest to the highest; levels without an expert are skipped.
         fusion_width: inner width of HL-Attn; in Hiera that of the first stage, doubled in each later one. None is the
             width of the tokens, as in the paper.
+        fusion_norm: a LayerNorm without parameters on the inputs of HL-Attn's queries and keys.
+        fusion_blocks: blocks with HL-Attn: `"all"`, as in the paper, `"global"` (those with global attention),
+            `"last_third"` or a list of indices; in the others the highest expert acts alone.
         decoder_rank: rank of experts in the decoder's transformer (SAMed_s), 0 for none.
         stage: output of the hierarchical decoder in evaluation: 3 the mean of both stages' logits, 2 the second alone.
         class_balanced_attention: the paper's CMAttn in the hierarchical decoder instead of the release's constant.
@@ -90,13 +94,19 @@ class SegmenterConfig:
     fusion: str | None = None
     fusion_order: tuple[str, ...] = tuple(reversed(LEVELS))
     fusion_width: int | None = None
+    fusion_norm: bool = False
+    fusion_blocks: str | tuple[int, ...] = "all"
     decoder_rank: int = 0
     stage: int = 3
     class_balanced_attention: bool = False
 
     def __post_init__(self) -> None:
-        for name, checked in (("experts", _names), ("fusion_order", _names), ("class_balanced_attention", flag)):
-            object.__setattr__(self, name, checked(getattr(self, name), name))
+        for name in ("experts", "fusion_order"):
+            object.__setattr__(self, name, _names(getattr(self, name), name))
+        for name in ("fusion_norm", "class_balanced_attention"):
+            object.__setattr__(self, name, flag(getattr(self, name), name))
+        if isinstance(self.fusion_blocks, list):
+            object.__setattr__(self, "fusion_blocks", tuple(self.fusion_blocks))
         if problem := next(self._problems(), None):
             raise InputError(problem)
 
@@ -119,6 +129,26 @@ class SegmenterConfig:
     def levels(self) -> tuple[str, ...]:
         """Names of the experts in the order of their fusion, the lowest level first; empty without a fusion."""
         return tuple(name for name in self.fusion_order if name in self.experts) if self.fusion else ()
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks of the encoder."""
+        return sum(self.encoder_sizes["stages"]) if self.is_sam2 else self.encoder_sizes.get("depth", 12)
+
+    @property
+    def fused_blocks(self) -> tuple[int, ...]:
+        """Indices of the blocks with HL-Attn; empty without a fusion."""
+        if not self.fusion:
+            return ()
+        if isinstance(self.fusion_blocks, tuple):
+            return self.fusion_blocks
+        depth, sizes = self.depth, self.encoder_sizes
+        named = {
+            "all": range(depth),
+            "global": sizes.get("global_att_blocks" if self.is_sam2 else "global_attn_indexes", (2, 5, 8, 11)),
+            "last_third": range(depth - -(-depth // 3), depth),
+        }
+        return tuple(named[self.fusion_blocks])
 
     def _problems(self) -> Iterator[str]:
         """Yield a message for each option that is wrong; a check relies on those before it."""
@@ -163,6 +193,12 @@ class SegmenterConfig:
             yield f"fusion {self.fusion!r} needs experts, e.g. {LEVELS}"
         if self.fusion_width is not None and not is_whole(self.fusion_width, 1):
             yield f"fusion_width is {self.fusion_width} but must be at least 1, or null for the encoder's width"
+        if self.fusion_blocks not in FUSION_BLOCKS and not (_all_whole(self.fusion_blocks, 0) and self.fusion_blocks):
+            yield f"fusion_blocks is {self.fusion_blocks!r}; choose {', '.join(FUSION_BLOCKS)} or a list of blocks"
+        elif wrong := [block for block in self.fused_blocks if block >= self.depth]:
+            yield f"fusion_blocks has {wrong[0]} but the encoder's blocks are 0 to {self.depth - 1}"
+        elif self.fusion and not self.fused_blocks:
+            yield f"fusion_blocks is {self.fusion_blocks!r} but the encoder has no such block; choose 'all'"
         if self.fusion and self.fusion_width and self.is_sam2:
             dim, heads = self.encoder_sizes["embed_dim"], self.encoder_sizes["num_heads"]
             widths = [self.fusion_width * 2**stage for stage in range(4)]

@@ -4,7 +4,10 @@ With E_i the contribution of expert i to the block (its branch minus the base br
 
     low = E_patch + CA(E_patch <- E_pixel)
     E   = E_image + CA(E_image <- low)
-    CA(t <- s) = softmax((W_q t)(W_k s)^T / sqrt(d)) (W_v s) W_o        (multi-head)
+    CA(t <- s) = softmax((W_q n(t))(W_k n(s))^T / sqrt(d)) (W_v s) W_o        (multi-head)
+
+n is the identity, or a LayerNorm without parameters (`norm`): the magnitudes of the contributions differ by level and
+block, and with them the softmax is flat or saturated. The values stay raw.
 
 Differs from the research release in:
 - no trailing LayerNorm and no biases: contributions of zero are fused into zero with any weights;
@@ -24,9 +27,10 @@ from samora_monai.networks.windows import Windows
 class CrossAttention(nn.Module):
     """CA(target <- source) within the windows of the block."""
 
-    def __init__(self, dim: int, num_heads: int, width: int, start: str = "zero") -> None:
+    def __init__(self, dim: int, num_heads: int, width: int, start: str = "zero", norm: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.norm = norm
         self.q = nn.Linear(dim, width, bias=False)
         self.kv = nn.Linear(dim, 2 * width, bias=False)
         self.proj = nn.Linear(width, dim, bias=False)
@@ -35,7 +39,12 @@ class CrossAttention(nn.Module):
 
     def forward(self, target: Tensor, source: Tensor, windows: Windows) -> Tensor:
         """target, source: `[N, dim]`, tokens in the order of `windows` -> `[N, dim]`."""
-        k, v = self.kv(source).chunk(2, -1)
+        if self.norm:
+            w_k, w_v = self.kv.weight.chunk(2)
+            target, like = (F.layer_norm(t, t.shape[-1:]) for t in (target, source))
+            k, v = F.linear(like, w_k), F.linear(source, w_v)
+        else:
+            k, v = self.kv(source).chunk(2, -1)
         pad = k.new_zeros(k.shape[-1])
         return self.proj(windows.attend(self._attend, self.q(target), k, v, self.num_heads, pad, pad))
 
@@ -57,10 +66,17 @@ class HLAttn(nn.Module):
         order: names of the experts from the lowest to the highest level.
         width: inner width of the cross-attentions; None is `dim`, as in the paper.
         start: initial values of W_o: `"zero"` or `"random"`.
+        norm: n is a LayerNorm.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, order: tuple[str, ...], width: int | None = None, start: str = "zero"
+        self,
+        dim: int,
+        num_heads: int,
+        order: tuple[str, ...],
+        width: int | None = None,
+        start: str = "zero",
+        norm: bool = False,
     ) -> None:
         super().__init__()
         width = width or dim
@@ -68,7 +84,7 @@ class HLAttn(nn.Module):
         if width % heads:
             raise InputError(f"fusion_width {width} is not a multiple of its {heads} heads; choose dim, dim/2 or dim/4")
         self.order = order
-        self.cross = nn.ModuleDict({name: CrossAttention(dim, heads, width, start) for name in order[1:]})
+        self.cross = nn.ModuleDict({name: CrossAttention(dim, heads, width, start, norm) for name in order[1:]})
 
     def forward(self, contributions: dict[str, Tensor], windows: Windows) -> Tensor:
         """contributions: `[N, dim]`, in the order of `windows`, for each name of `order` -> `[N, dim]`."""

@@ -8,13 +8,13 @@ Differs from SAM's code in:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from samora_monai.networks.blocks import Attention, Block, Encoder, Features
+from samora_monai.networks.blocks import Attention, Block, Encoder, Features, fused_part
 from samora_monai.networks.layers import LayerNorm2d, MLPBlock
 from samora_monai.networks.rel_pos_attention import rel_pos_attention
 
@@ -58,7 +58,8 @@ class ImageEncoder(Encoder):
         image_size: side S of the square input, a multiple of `patch_size`.
         embed_dim, depth, num_heads, mlp_ratio, window_size, global_attn_indexes, patch_size, in_chans, out_chans: as in
             SAM.
-        experts, rank, fusion, hl_attn: see `Block`.
+        experts, rank, fusion, fusion_blocks: see `fused_part`.
+        hl_attn: see `Block`.
         gradient_checkpointing: see `Encoder`.
     """
 
@@ -77,6 +78,7 @@ class ImageEncoder(Encoder):
         experts: Sequence[str] = (),
         rank: int = 4,
         fusion: str | None = None,
+        fusion_blocks: Collection[int] | None = None,
         gradient_checkpointing: bool = False,
         **hl_attn: Any,
     ) -> None:
@@ -84,6 +86,7 @@ class ImageEncoder(Encoder):
         self.embed_dim = self.distilled_width = embed_dim
         self.num_heads = num_heads
         self.stages = (depth,)
+        self.neck_inputs = (depth - 1,)
         self.taps = tuple(depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
         self.tap_widths, self.tap_strides = (embed_dim,) * 4, (patch_size,) * 4
         tables = [f"blocks.{i}.attn.rel_pos_{axis}" for i in global_attn_indexes for axis in "hw"]
@@ -94,9 +97,10 @@ class ImageEncoder(Encoder):
         self.blocks = nn.ModuleList()
         for i in range(depth):
             side = 0 if i in global_attn_indexes else window_size
-            attention = RelPosAttention(side or grid, embed_dim, num_heads, side, experts, rank)
+            own, fused = fused_part(i, experts, fusion, fusion_blocks, hl_attn.get("order", ()))
+            attention = RelPosAttention(side or grid, embed_dim, num_heads, side, own, rank)
             mlp = MLPBlock(embed_dim, int(embed_dim * mlp_ratio))
-            self.blocks.append(Block(embed_dim, embed_dim, attention, mlp, fusion, **hl_attn))
+            self.blocks.append(Block(embed_dim, embed_dim, attention, mlp, fused, **hl_attn))
         self.neck = nn.Sequential(
             nn.Conv2d(embed_dim, out_chans, kernel_size=1, bias=False),
             LayerNorm2d(out_chans),
@@ -108,7 +112,7 @@ class ImageEncoder(Encoder):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.neck(self.tokens(x)[0].permute(0, 3, 1, 2))
+        return self.features(x).embedding
 
     def encoder_blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
@@ -116,8 +120,8 @@ class ImageEncoder(Encoder):
     def embed(self, x: Tensor) -> Tensor:
         return self.patch_embed(x) + self.pos_embed
 
-    def features(self, x: Tensor) -> Features:
-        return Features(self(x))
+    def apply_neck(self, tokens: Sequence[Tensor]) -> Features:
+        return Features(self.neck(tokens[0].permute(0, 3, 1, 2)))
 
     def distilled(self, x: Tensor) -> Tensor:
         return self.tokens(x)[0].permute(0, 3, 1, 2)

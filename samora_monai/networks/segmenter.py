@@ -92,6 +92,9 @@ class Segmenter(StrictlyLoaded):
         encoder = self.image_encoder
         experts = f"experts {', '.join(encoder.experts)}" if encoder.experts else "no expert"
         fusion = f", HL-Attn on {encoder.fusion} outputs" if encoder.fusion else ""
+        blocks = encoder.encoder_blocks()
+        if encoder.fusion and (fused := [i for i, block in enumerate(blocks) if block.fusion]) != [*range(len(blocks))]:
+            fusion += f" of {'block' if len(fused) == 1 else 'blocks'} {', '.join(map(str, fused))}"
         return f"{encoder.describe()}, input {self.image_size}; {experts}{fusion}"
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor | list[Tensor]:

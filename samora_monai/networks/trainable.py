@@ -1,8 +1,9 @@
-"""Choose by name which parameters train."""
+"""Choose by name which parameters train, and with which learning rate and weight decay."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -15,6 +16,8 @@ _DECODER = r"(sam_)?prompt_encoder\.no_mask_embed|(sam_)?mask_decoder2?\."
 _EXPERTS = r"image_encoder\.(trunk\.)?blocks\.\d+\.attn\.experts\."
 _FUSION = r"image_encoder\.(trunk\.)?blocks\.\d+\.hl_attn"
 _DECODER_BASE = r"(sam_)?mask_decoder\.transformer\.(?!.*\.expert\.)"
+_LOW_RANK = r"\.experts?\."  # of the encoder and of the decoder
+_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def set_trainable(net: nn.Module, train: str = "adapters") -> list[str]:
@@ -55,3 +58,42 @@ def set_trainable(net: nn.Module, train: str = "adapters") -> list[str]:
         if parameter.requires_grad:
             names.append(name)
     return names
+
+
+def parameter_groups(
+    net: nn.Module, learning_rate: float, expert_rate: float = 1.0, weight_decay_on: str = "all"
+) -> list[dict[str, Any]]:
+    """Group the parameters of `net` that train, for an optimiser with this learning rate and any weight decay.
+
+    The experts of the encoder can train more slowly than HL-Attn and the decoder. Decay pulls a parameter without
+    gradient to zero, and the product B A of an expert twice as fast: pretrained experts lose what they have learned.
+
+    Args:
+        net: a network of any kind, or its DistributedDataParallel wrapper.
+        learning_rate: of all parameters but those experts.
+        expert_rate: the learning rate of the encoder's experts, as a multiple of `learning_rate`.
+        weight_decay_on: `"all"`, or `"matrices"`: the weights of linear layers and convolutions, not experts, norms,
+            biases, tokens and positions.
+
+    Returns:
+        a group for each pair of learning rate and decay, with what differs from the optimiser's own; those of
+        `learning_rate` first. By default a single one.
+
+    Raises:
+        InputError: `weight_decay_on` is neither of both.
+    """
+    if weight_decay_on not in ("all", "matrices"):
+        raise InputError(f"unknown weight_decay_on {weight_decay_on!r}; choose 'all' or 'matrices'")
+    matrices = {id(module.weight) for module in net.modules() if isinstance(module, _MATRICES)}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            rate = expert_rate if re.search(_EXPERTS, name) else 1.0
+            decays = weight_decay_on == "all" or (id(parameter) in matrices and not re.search(_LOW_RANK, name))
+            groups.setdefault((rate, decays), []).append(parameter)
+    return [
+        {"params": parameters}
+        | ({} if rate == 1 else {"lr": rate * learning_rate})
+        | ({} if decays else {"weight_decay": 0.0})
+        for (rate, decays), parameters in sorted(groups.items(), key=lambda group: group[0][0] != 1)
+    ]

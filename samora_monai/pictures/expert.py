@@ -9,8 +9,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,13 +21,12 @@ from monai.data import MetaTensor
 from monai.engines import Evaluator
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from samora_monai.data.scans import absolute
 from samora_monai.data.slices import CONTENT_ABOVE
 from samora_monai.data.unlabeled import SUFFIXES, find_unlabeled
 from samora_monai.errors import InputError
-from samora_monai.networks import Segmenter
 from samora_monai.networks.framing import resize_image
 from samora_monai.pictures.panels import Panel, save_panels
 
@@ -150,17 +148,3 @@ class ExpertPictures(ABC):
         self.drawn += 1
         seconds, self.since = time.monotonic() - self.since, time.monotonic()
         logger.info(f"[{self.drawn}/{self.count}] {scan} -> {path}  {seconds:.1f} s  {result}")
-
-
-@contextmanager
-def without_experts(segmenter: Segmenter) -> Iterator[None]:
-    """Remove the experts from the encoder within the block, so that only its base is computed."""
-    attentions = [block.attn for block in segmenter.image_encoder.encoder_blocks()]
-    experts = [attention.experts for attention in attentions]
-    try:
-        for attention in attentions:
-            attention.experts = nn.ModuleDict()
-        yield
-    finally:
-        for attention, own in zip(attentions, experts, strict=True):
-            attention.experts = own

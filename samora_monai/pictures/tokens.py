@@ -16,7 +16,7 @@ from torch import Tensor
 from samora_monai.inference.inferers import SliceStackInferer
 from samora_monai.networks import Segmenter
 from samora_monai.networks.framing import resize_image
-from samora_monai.pictures.expert import ExpertPictures, upright, without_experts
+from samora_monai.pictures.expert import ExpertPictures, upright
 from samora_monai.pictures.panels import Panel
 
 QUANTILES = (0.01, 0.99)  # of a component, which become 0 and 1
@@ -37,7 +37,7 @@ class WithAndWithoutInferer(SliceStackInferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """`[B, C, X, Y, Z]` in [0, 1] -> `[B, 2, ..., Z]`, with the experts first."""
         expert = super().__call__(inputs, network, *args, **kwargs)
-        with without_experts(self.segmenter):
+        with self.segmenter.image_encoder.without_experts():
             base = super().__call__(inputs, network, *args, **kwargs)
         return torch.stack([expert, base], 1)
 

@@ -27,7 +27,10 @@ from samora_monai.settings import file_or_none
 SEGMENTATION = "samora_segmentation"
 PREDICTIONS = "predictions"  # folder of the labels of scans without a label
 # settings of a fine-tuning that SAMed, which has one expert and no fusion, does not share
-_OF_EXPERTS = ("experts", "fusion", "fusion_order", "fusion_width", "fusion_start", "trainable")
+_OF_EXPERTS = (
+    *("experts", "fusion", "fusion_order", "fusion_width", "fusion_norm", "fusion_blocks", "fusion_start"),
+    *("trainable", "expert_rate"),
+)
 _SLICES_OF_A_SCAN = 100
 
 
@@ -185,7 +188,7 @@ class _Makers:
             settings=_absolute(settings),
             places={**data, **experts, **machine},
             needs=tuple(experts),
-            scans=_files(cases.training + cases.validation),
+            scans=_files(cases.training + cases.validation + (cases.unlabeled if own.get("unlabeled") else ())),
             results=(folder / "models" / "model.pt", folder / "models" / "model.json"),
             last=folder / "eval" / "last.pt",
             beside_others=not experts,

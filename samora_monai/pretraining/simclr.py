@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
@@ -181,10 +182,24 @@ class SimCLRTeacher(Teacher):
         x = convert_to_tensor(x, track_meta=False)
         return self.features(resize_image(x, (self.image_size, self.image_size)))
 
+    @property
+    def grid(self) -> int:
+        """Side of the map before the pooling."""
+        return -(-self.image_size // 32)
+
     def features(self, x: Tensor) -> Tensor:
         """`[B, 1 or 3, H, W]` in [0, 1], not resized -> pooled features h `[B, out_dim]`."""
+        return self._map(x).mean((2, 3))
+
+    def dense_features(self, x: Tensor) -> Tensor:
+        """As `forward`, h and the map before the pooling, row by row -> `[B, 1 + grid * grid, out_dim]`, h first."""
+        x = convert_to_tensor(x, track_meta=False)
+        tokens = self._map(resize_image(x, (self.image_size, self.image_size))).flatten(2).mT
+        return torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+
+    def _map(self, x: Tensor) -> Tensor:
         x = self.layer1(self.stem(three_channels(x)))
-        return self.layer4(self.layer3(self.layer2(x))).mean((2, 3))
+        return self.layer4(self.layer3(self.layer2(x)))  # [B, out_dim, H / 32, W / 32]
 
     def load_public(self, state: Mapping[str, Tensor], name: str) -> LoadReport:
         """Load SimCLRv2's checkpoint as converted to PyTorch; its ImageNet classifier, `fc`, is dropped."""

@@ -34,6 +34,7 @@ def print_summary(
     amp: bool | str,
     dataset: SliceDataset,
     validation: Sized,
+    unlabeled: SliceDataset | None = None,
 ) -> None:
     """Log device, versions, scans, classes, network and expected memory, on rank 0.
 
@@ -41,6 +42,7 @@ def print_summary(
         network: the network, not its DistributedDataParallel wrapper; `describe() -> str` is its line, if it has one.
         batch_size: slices per step and process.
         dataset, validation: the slices of the training scans, and the validation scans.
+        unlabeled: the slices of unlabelled scans, with which a step has twice as many.
     """
     if idist.get_rank() > 0:
         return
@@ -50,7 +52,13 @@ def print_summary(
         ("scans", f"{len(cases.training)} training ({slices}), {len(validation)} validation"),
         ("classes", ", ".join(f"{i} {name}" for i, name in enumerate(model.class_names))),
     ]
-    _log(rows, network, device, batch_size, model.network.image_size, amp, dataset)
+    slice_bytes = dataset.nbytes
+    if unlabeled is not None:
+        left_out = f", {unlabeled.num_empty} nearly empty ones left out" if unlabeled.num_empty else ""
+        rows.append(("unlabelled", f"{unlabeled.num_volumes} scans, {len(unlabeled)} slices{left_out}"))
+        batch_size *= 2
+        slice_bytes += unlabeled.nbytes
+    _log(rows, network, device, batch_size, model.network.image_size, amp, slice_bytes)
 
 
 def print_pretraining_summary(
@@ -83,7 +91,7 @@ def print_pretraining_summary(
         rows.append((name, f"{slices.num_volumes} scans, {len(slices)} slices{left_out}"))
     if teacher is not None:
         rows.append(("teacher", teacher))
-    _log(rows, network, device, batch_size, image_size, amp, dataset)
+    _log(rows, network, device, batch_size, image_size, amp, dataset.nbytes)
 
 
 def _log(
@@ -93,7 +101,7 @@ def _log(
     batch_size: int,
     image_size: int,
     amp: bool | str,
-    dataset: SliceDataset,
+    slice_bytes: int,
 ) -> None:
     """Log `rows` between those of the device and those of the network."""
     processes = f" x {idist.get_world_size()} processes" if idist.get_world_size() > 1 else ""
@@ -109,7 +117,7 @@ def _log(
         *rows,
         ("network", describe() if callable(describe) else type(network).__name__),
         ("parameters", f"{_millions(trainable)} of {_millions(total)} train ({trainable / total:.1%})"),
-        ("memory", f"{memory}; {_gigabytes(dataset.nbytes)} of RAM for the slices"),
+        ("memory", f"{memory}; {_gigabytes(slice_bytes)} of RAM for the slices"),
     ):
         logger.info(f"{name:<11} {text}")
 

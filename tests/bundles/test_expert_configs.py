@@ -56,8 +56,9 @@ def test_every_setting_is_used_by_the_run(run: str, level: str):
         key for text in content["initialize"] if "check_not_given" in text for key in re.findall(r"@(\w+)", text)
     }
     unset = {key for key in tunables if content[key] is None} - {"array_slice_axis", "cache_dir"}
-    assert refused == unset == ({"encoder", "rank", "sam_checkpoint", "teacher_checkpoint", "normalize_target"}
-                                if run == "teacher" else set())  # fmt: skip
+    of_experts = {"encoder", "rank", "sam_checkpoint", "teacher_checkpoint", "normalize_target", "anchor"}
+    of_experts |= {"standardise_targets"} | ({"dense"} if level == "image" else set())
+    assert refused == unset == (of_experts if run == "teacher" else set())
 
 
 @pytest.mark.parametrize(("run", "level"), RUNS)

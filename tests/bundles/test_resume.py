@@ -50,18 +50,18 @@ def assert_same_files(resumed: Bundle, undisturbed: Bundle, files: list[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("encoder", "num_workers"),
+    ("encoder", "num_workers", "more"),
     [
-        ("tiny", 0),
-        pytest.param("tiny", 2, marks=pytest.mark.slow),
-        pytest.param("sam2_mini", 0, marks=pytest.mark.slow),
+        ("tiny", 0, {}),
+        pytest.param("tiny", 2, {}, marks=pytest.mark.slow),
+        pytest.param("sam2_mini", 0, {"weight_decay_on": "matrices", "expert_rate": 0.5}, marks=pytest.mark.slow),
     ],
 )
 def test_killed_training_equals_an_undisturbed_one(
-    bundle: Bundle, phantoms: Path, tmp_path: Path, encoder: str, num_workers: int
+    bundle: Bundle, phantoms: Path, tmp_path: Path, encoder: str, num_workers: int, more: dict[str, Any]
 ):
     last = bundle.root / "eval" / "last.pt"
-    settings = FAST | {"encoder": encoder, "num_workers": num_workers, "dataset_dir": phantoms}
+    settings = FAST | more | {"encoder": encoder, "num_workers": num_workers, "dataset_dir": phantoms}
     settings |= {"epochs": EPOCHS, "learning_rate": 1e-3}
     finished = kill_and_resume(bundle, "training", last, **settings)
     assert torch.load(last, weights_only=True)["trainer"]["iteration"] == 20  # 16 slices in fours
@@ -80,12 +80,15 @@ def test_killed_training_equals_an_undisturbed_one(
 
 
 @pytest.mark.parametrize(
-    ("level", "num_workers"),
+    ("level", "num_workers", "more"),
     [
-        ("pixel", 0),
-        pytest.param("pixel", 2, marks=pytest.mark.slow),
-        pytest.param("image", 0, marks=pytest.mark.slow),
-        pytest.param("patch", 2, marks=pytest.mark.slow),
+        ("pixel", 0, {}),
+        pytest.param("pixel", 2, {"anchor": 0.1}, marks=pytest.mark.slow),
+        pytest.param("image", 0, {}, marks=pytest.mark.slow),
+        pytest.param(
+            "image", 0, {"standardise_targets": "true", "dense": "true", "anchor": 0.1}, marks=pytest.mark.slow
+        ),
+        pytest.param("patch", 2, {}, marks=pytest.mark.slow),
     ],
 )
 def test_killed_expert_equals_an_undisturbed_one(
@@ -95,14 +98,19 @@ def test_killed_expert_equals_an_undisturbed_one(
     request: pytest.FixtureRequest,
     level: str,
     num_workers: int,
+    more: dict[str, Any],
 ):
-    settings = FAST_EXPERT[level] | {
-        "epochs": EPOCHS,
-        "batch_size": 2,
-        "num_workers": num_workers,
-        "dataset_dir": phantoms,
-        "sam_checkpoint": sam,
-    }
+    settings = (
+        FAST_EXPERT[level]
+        | more
+        | {
+            "epochs": EPOCHS,
+            "batch_size": 2,
+            "num_workers": num_workers,
+            "dataset_dir": phantoms,
+            "sam_checkpoint": sam,
+        }
+    )
     if level in FAST_TEACHER:
         settings["teacher_checkpoint"] = request.getfixturevalue("experts")[level].teacher
     bundle, undisturbed = expert_bundle(level), expert_bundle(level, "undisturbed")

@@ -64,6 +64,8 @@ LATER: dict[str, Any] = {
     "class_balanced_attention": False,
     "fusion_order": ("pixel", "patch", "image"),
     "fusion_width": None,
+    "fusion_norm": False,
+    "fusion_blocks": "all",
     "decoder_rank": 0,
 }
 
@@ -98,6 +100,8 @@ def rewrite(model: Path, **changes: Any) -> None:
                 fusion="block",
                 fusion_order=("image", "pixel"),
                 fusion_width=16,
+                fusion_norm=True,
+                fusion_blocks=(1,),
                 stage=2,
                 class_balanced_attention=True,
             ),

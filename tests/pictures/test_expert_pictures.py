@@ -30,7 +30,6 @@ from samora_monai.pictures.expert import (
     content_slices,
     find_cases_to_show,
     upright,
-    without_experts,
 )
 from samora_monai.pictures.neighbours import directions, nearest_slices
 from samora_monai.pictures.overlay import axial_slices
@@ -169,7 +168,7 @@ def test_patch_bundle(run, tmp_path: Path):
     assert slices.shape == (3, 1, 24, 20) and item["slices"].tolist() == [4, 6, 7]
     with torch.no_grad():
         expert = network(slices)
-        with without_experts(network.segmenter):
+        with network.segmenter.image_encoder.without_experts():
             base = network(slices)
     assert expert.shape == (3, 128, 4, 4)
     expert, base = (t - t.mean((0, 2, 3), keepdim=True) for t in (expert, base))

@@ -130,6 +130,15 @@ def test_scans_are_part_of_what_reads_them(tmp_path: Path, base: Path, phantoms:
         stages_of(tiny_plan(base), run)
 
 
+def test_a_fine_tuning_that_learns_from_unlabelled_scans_is_made_from_them(run: Path, base: Path):
+    images = {case["image"] for case in json.loads((run / "data" / "dataset.json").read_text())["unlabeled"]}
+    for choice in (True, False):
+        stages = by_name(stages_of(tiny_plan(base, unlabeled=choice), run, compare=True))
+        for name in ("fine_tuning", "samed"):
+            assert given(stages[name])["--unlabeled"] == str(choice)
+            assert images and (images & set(stages[name].scans)) == (images if choice else set())
+
+
 def test_without_validation_scans_the_training_scans_are_scored(tmp_path: Path, base: Path, phantoms: Path):
     write_lists(phantoms, tmp_path, validation=False)
     stages = by_name(stages_of(tiny_plan(base), tmp_path))

@@ -15,7 +15,7 @@ Differs from SAM 2's code in:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samora_monai.networks.blocks import Attention, Block, Encoder, Features
+from samora_monai.networks.blocks import Attention, Block, Encoder, Features, fused_part
 from samora_monai.networks.image_encoder import PatchEmbed
 from samora_monai.networks.layers import MLP
 from samora_monai.networks.windows import Windows
@@ -61,9 +61,9 @@ class Hiera(nn.Module):
         global_att_blocks: blocks without windows.
         window_spec: side of the windows in each stage.
         window_pos_embed_bkg_spatial_size: grid of the absolute positions, which are resized to that of the tokens.
-        experts, rank, fusion: see `Block`.
+        experts, rank, fusion, fusion_blocks: see `fused_part`.
         width: inner width of HL-Attn in the first stage; it doubles with the width of the tokens.
-        hl_attn: `order` and `start` of `HLAttn`.
+        hl_attn: `order`, `start` and `norm` of `HLAttn`.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Hiera(nn.Module):
         rank: int,
         fusion: str | None,
         width: int | None,
+        fusion_blocks: Collection[int] | None = None,
         **hl_attn: Any,
     ) -> None:
         super().__init__()
@@ -94,10 +95,11 @@ class Hiera(nn.Module):
             scale = 2**stage
             out_dim = embed_dim * scale
             parts = (PooledAttention, PooledBlock) if pooled else (Attention, Block)
-            attention = parts[0](dim, out_dim, num_heads * scale, side, experts, rank)
+            own, fused = fused_part(i, experts, fusion, fusion_blocks, hl_attn.get("order", ()))
+            attention = parts[0](dim, out_dim, num_heads * scale, side, own, rank)
             mlp = MLP(out_dim, 4 * out_dim, out_dim, 2, F.gelu)
             options = {**hl_attn, "width": width and width * scale}
-            self.blocks.append(parts[1](dim, out_dim, attention, mlp, fusion, **options))
+            self.blocks.append(parts[1](dim, out_dim, attention, mlp, fused, **options))
             dim = out_dim
         for positions in (self.pos_embed, self.pos_embed_window):
             nn.init.trunc_normal_(positions, std=0.02)
@@ -150,6 +152,7 @@ class HieraEncoder(Encoder):
         self.taps = tuple(end - 1 for end in accumulate(self.stages))
         self.tap_widths = tuple(self.embed_dim * 2**stage for stage in range(4))
         self.tap_strides = (4, 8, 16, 32)
+        self.neck_inputs = self.taps
         self.distilled_width = out_chans
         self.resized = ()
         self.trunk = Hiera(experts=experts, rank=rank, fusion=fusion, **sizes)
@@ -164,8 +167,8 @@ class HieraEncoder(Encoder):
     def embed(self, x: Tensor) -> Tensor:
         return self.trunk.embed(x)
 
-    def features(self, x: Tensor) -> Features:
-        fine, middle, embedding = self.neck(self.tokens(x, self.taps))
+    def apply_neck(self, tokens: Sequence[Tensor]) -> Features:
+        fine, middle, embedding = self.neck(tokens)
         return Features(embedding, (fine, middle))
 
     def distilled(self, x: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def _stage(name: str, kind: str, decoder: str, run: Path) -> dict[str, Any]:
     recipe = {
         "teacher": LEARNING[public is None].get(name, {}),
         "expert": LEARNING[stand_in]["expert"],
-        "tuning": LEARNING[stand_in]["fine-tuning"] | {"decoder": decoder},
+        "tuning": LEARNING[stand_in]["fine-tuning"] | {"decoder": decoder, "unlabeled": False},
     }[part]
     defaults = {key: default_settings(name)[key] for key in ("learning_rate", "warmup")}
     settings: dict[str, Any] = {"batch_size": _BATCH_SIZES[kind][part], **defaults, **recipe}
@@ -164,6 +164,7 @@ def _reasons(stages: Mapping[str, Mapping[str, Any]], stand_in: bool) -> dict[st
             "warmup": f"steps of a rising learning rate, at most a fifth of all; {recipe}",
             "rank": f"of the experts, equal in all stages; {recipe}",
             "view_size": "pixels, the teacher's input",
+            "unlabeled": "true: learn from the scans without labels here too, in about twice the time; see the bundle",
             "decoder": "sam (SAMora) or hierarchical (H-SAMora)",
             "decoder_features": "small, as the base is",
             "teacher_network": "a small one, trained from random weights on these scans",
