@@ -3,8 +3,8 @@
 The settings describe the network, the scaling of scans and the classes. Evaluation, inference, MONAI Label and export
 read them, so that no setting has to be given again.
 
-Format 2 holds the fields of `SegmenterConfig` (without `num_classes`), those of `ScanScaling`, `class_names` and
-`format_version`. Format 1, of the first release, has no version, and has `fusion_start`, which matters only when a
+Format 2 holds the fields of `SegmenterConfig` (without `num_classes`), those of `ScanScaling` and `Postprocessing`,
+`class_names` and `format_version`. Format 1, of the first release, has no version, and has `fusion_start`, which matters only when a
 training starts. A missing field takes its default, which is the behaviour from before the field existed.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 import monai.bundle
 
 from samora_monai.checkpoints.files import LoadReport, Source, check_checksums, copy_strictly, read_state
+from samora_monai.data.postprocessing import Postprocessing
 from samora_monai.data.scaling import ScanScaling
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks.config import SegmenterConfig
@@ -41,14 +42,22 @@ class ModelSettings:
         network: description of the network; its number of classes is that of `class_names`.
         scaling: scaling of grey values, and direction of the slices.
         class_names: in the order of the label values, background first.
+        postprocessing: what is done with the predictions of the slices.
     """
 
     network: SegmenterConfig = field(default_factory=lambda: SegmenterConfig(num_classes=len(_SYNAPSE)))
     scaling: ScanScaling = field(default_factory=ScanScaling)
     class_names: tuple[str, ...] = _SYNAPSE
+    postprocessing: Postprocessing = field(default_factory=Postprocessing)
 
     def __post_init__(self) -> None:
         assert self.network.num_classes == len(self.class_names)
+        classes = self.postprocessing.largest_component
+        if classes and classes[-1] >= len(self.class_names):
+            raise InputError(
+                f"largest_component names class {classes[-1]}, but the model has the classes 1 to "
+                f"{len(self.class_names) - 1}; correct it"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSettings:
@@ -60,11 +69,13 @@ class ModelSettings:
         if not isinstance(class_names, list | tuple) or not all(isinstance(name, str) for name in class_names):
             raise InputError(f"class_names is {class_names!r} but must be a list of names, background first")
         network = SegmenterConfig(num_classes=len(class_names), **fields_of(SegmenterConfig, values))
-        return cls(network, ScanScaling(**fields_of(ScanScaling, values)), tuple(class_names))
+        scaling, postprocessing = (kind(**fields_of(kind, values)) for kind in (ScanScaling, Postprocessing))
+        return cls(network, scaling, tuple(class_names), postprocessing)
 
     def as_dict(self) -> dict[str, Any]:
         """The flat form, with lists for tuples, as in JSON."""
-        values = asdict(self.network) | asdict(self.scaling) | {"class_names": self.class_names}
+        values = asdict(self.network) | asdict(self.scaling) | asdict(self.postprocessing)
+        values["class_names"] = self.class_names
         del values["num_classes"]  # that of `class_names`
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

@@ -82,12 +82,16 @@ def given_cases(training: Scans, validation: Scans) -> dict[str, tuple[dict[str,
 
 
 def model_to_train(
-    cases: RunCases, network: Mapping[str, Any], scaling: Mapping[str, Any], classes: Mapping[str, Any]
+    cases: RunCases,
+    network: Mapping[str, Any],
+    scaling: Mapping[str, Any],
+    classes: Mapping[str, Any],
+    postprocessing: Mapping[str, Any],
 ) -> ModelSettings:
     """Return the settings of the model that a run continues, or the given ones.
 
     Args:
-        network, scaling: fields of `SegmenterConfig` and of `ScanScaling`.
+        network, scaling, postprocessing: fields of `SegmenterConfig`, `ScanScaling` and `Postprocessing`.
         classes: `num_classes` and `class_names`, see `resolve_class_names`.
 
     Raises:
@@ -95,4 +99,5 @@ def model_to_train(
     """
     if cases.model_file is not None:
         return read_model_settings(cases.model_file)
-    return ModelSettings.from_dict({**network, **scaling, "class_names": resolve_class_names(cases, **classes)})
+    names = resolve_class_names(cases, **classes)
+    return ModelSettings.from_dict({**network, **scaling, **postprocessing, "class_names": names})
