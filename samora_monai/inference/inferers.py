@@ -1,8 +1,8 @@
 """Slice-wise inference on volumes.
 
 Differs from `monai.inferers.SliceInferer` in: label maps instead of logits, computed per batch of slices on the device,
-so that memory does not grow with classes times voxels; autocast also on CPUs; outputs of any shape; slices of air alone,
-whose grey values are all 0, are answered by one pass of such a slice.
+so that memory does not grow with classes times voxels; autocast also on CPUs; outputs of any shape; all slices of air,
+whose grey values are 0, get the labels of one such slice.
 """
 
 from __future__ import annotations
