@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from samora_monai.settings import amp_choice, flag
 
-# Parameters below which processors gain nothing, as attention is not faster and matrix products are short: measured with
-# 3 M (sam2_mini), 7 M (tiny), 32 M (sam2_tiny) and 91 M (vit_b), in benchmarks/README.md
+# Parameters below which processors gain nothing, as attention is not faster and matrix products are short; measured for
+# 3 M (sam2_mini), 7 M (tiny), 32 M (sam2_tiny) and 91 M (vit_b), see benchmarks/README.md
 SMALL = 20_000_000
 _NATIVE = ("avx512_bf16", "amx_bf16")
 
