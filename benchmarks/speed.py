@@ -4,10 +4,10 @@
     python -m benchmarks.speed encoder512 bfloat16  # some sections
     python -m benchmarks.speed --volume             # one 512 x 512 x 100 scan from file to file, a minute on a CPU
 
-vit_b and sam2_tiny with random weights. The sides of a comparison take turns in one process, and a ratio is the median
-of the turns' ratios, because other work on the machine slows both sides; all times are medians. Peak memory is the
-resident set of a process that runs one network (measure it before other sections: a process inherits the peak of its
-parent).
+Random weights, vit_b and sam2_tiny unless a line names another network. The sides of a comparison take turns in one
+process, and a ratio is the median of the turns' ratios, because other work on the machine slows both sides; all times
+are medians. Peak memory is the resident set of a process that runs one network (measure it before other sections: a
+process inherits the peak of its parent).
 The exit status is 1 if a target is missed.
 """
 
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -119,12 +120,30 @@ def memory(report: Report, _: int) -> None:
 
 
 def bfloat16(report: Report, turns: int) -> None:
-    report.title("encoder under bfloat16 autocast, 224, batch 4; the ratio is the speed relative to float32")
-    x = torch.rand(4, 3, 224, 224)
-    for name in ("plain encoder", "three experts, HL-Attn"):
-        run = partial(encode, build(name, 224), x)
-        times = Times({"float32": run, "bfloat16": torch.autocast("cpu", torch.bfloat16)(run)}, turns)
-        report.line(name, times["bfloat16"], times.ratio("float32", "bfloat16"), ">= 1.5")
+    report.title("networks under bfloat16 autocast, batch 4; the ratio is the speed relative to float32")
+    large = ">= 1.4"
+    for base, size, target in (("tiny", 128, ""), ("tiny", 192, ""), ("sam2_tiny", 224, large), ("vit_b", 224, large)):
+        x = torch.rand(4, 1, size, size)
+        for name in ("one expert", "three experts, HL-Attn"):
+            net = build(name, size, base=base)
+            (forward, step), (narrow, narrow_step) = training_step(net, x), training_step(net, x, amp=True)
+            for title, wide, run in (
+                ("inference", torch.no_grad()(forward), torch.no_grad()(narrow)),
+                ("step", step, narrow_step),
+            ):
+                times = Times({"float32": wide, "bfloat16": run}, turns)
+                ratio = times.ratio("float32", "bfloat16")
+                report.line(f"{base} {size}, {name}: {title}", times["bfloat16"], ratio, target)
+
+
+def merged(report: Report, turns: int) -> None:
+    report.title("inference with one expert, batch 4; the ratio is the speed with the expert merged to that without")
+    for base, size in (("tiny", 192), ("sam2_tiny", 224), ("vit_b", 224)):
+        net, x = build("one expert", size, base=base).eval(), torch.rand(4, 1, size, size)
+        one = deepcopy(net)
+        one.image_encoder.merge_experts()
+        times = Times({name: torch.no_grad()(partial(n, x)) for name, n in (("apart", net), ("merged", one))}, turns)
+        report.line(f"{base} {size}", times["merged"], times.ratio("apart", "merged"), ">= 1")
 
 
 def gpu(report: Report, turns: int) -> None:
@@ -223,6 +242,7 @@ SECTIONS: dict[str, Callable[[Report, int], None]] = {
     "training": training,
     "fusion_blocks": speed_fusion.fusion_blocks,
     "bfloat16": bfloat16,
+    "merged": merged,
     "gpu": gpu,
 }
 

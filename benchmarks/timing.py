@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from samora_monai.inference import AutocastInferer
 from samora_monai.losses import SegmentationLoss
 from samora_monai.networks import Segmenter
 from samora_monai.networks.rel_pos_attention import relative_rows
@@ -92,19 +93,19 @@ def product(size: int, dtype: torch.dtype, device: str = "cpu") -> Run:
     return partial(torch.mm, a, b)
 
 
-def training_step(net: Segmenter, x: Tensor) -> tuple[Run, Run]:
-    """A forward pass that records gradients, and the whole training step."""
+def training_step(net: Segmenter, x: Tensor, amp: bool = False) -> tuple[Run, Run]:
+    """A forward pass that records gradients, and the whole training step; with `amp` under bfloat16 autocast."""
     net.train()
-    loss = SegmentationLoss()
+    loss, inferer = SegmentationLoss(), AutocastInferer(amp)
     label = torch.randint(0, 9, (len(x), 1, *x.shape[2:]), device=x.device).float()
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(net(x), label).backward()
+        loss(inferer(x, net), label).backward()
         optimizer.step()
 
-    return partial(net, x), step
+    return partial(inferer, x, net), step
 
 
 def own_peak_memory() -> float:

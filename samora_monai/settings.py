@@ -32,6 +32,18 @@ def flag(value: bool | str, name: str = "a switch") -> bool:
     return text == "true"
 
 
+def amp_choice(amp: bool | str) -> bool | None:
+    """Return whether bfloat16 was asked for; None for `"auto"`, which leaves the choice to the run.
+
+    Raises:
+        InputError: `amp` is none of true, false and auto.
+    """
+    text = str(amp).lower()
+    if text not in ("auto", "true", "false"):
+        raise InputError(f"amp must be auto, true or false, got {amp!r}; give --amp auto")
+    return None if text == "auto" else text == "true"
+
+
 def file_or_none(value: str | None) -> str | None:
     """Return the path of a file, or None for None, an empty text, and `none` or `null` in any case."""
     return None if value is None or str(value).lower() in ("", "none", "null") else str(value)

@@ -12,6 +12,7 @@ from samora_monai.checkpoints.files import LoadReport
 from samora_monai.checkpoints.hsam import load_hsam, save_hsam
 from samora_monai.checkpoints.model_settings import (
     ModelSettings,
+    load_for_inference,
     load_model,
     model_in_use,
     read_model_settings,
@@ -21,7 +22,7 @@ from samora_monai.checkpoints.sam import load_sam
 from samora_monai.checkpoints.samed import load_samed, save_samed
 
 __all__ = [
-    "ExpertSettings", "LoadReport", "ModelSettings", "base_sha256", "load_adapter", "load_expert", "load_hsam",
-    "load_model", "load_sam", "load_samed", "model_in_use", "read_expert_settings", "read_model_settings",
+    "ExpertSettings", "LoadReport", "ModelSettings", "base_sha256", "load_adapter", "load_expert", "load_for_inference",
+    "load_hsam", "load_model", "load_sam", "load_samed", "model_in_use", "read_expert_settings", "read_model_settings",
     "save_adapter", "save_expert", "save_hsam", "save_samed", "write_model_settings",
 ]  # fmt: skip

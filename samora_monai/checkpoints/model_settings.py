@@ -149,6 +149,17 @@ def load_model(net: Segmenter, source: Source) -> LoadReport:
     return LoadReport(name, copied=copy_strictly(net, state, list(net.state_dict()), name, remedy))
 
 
+def load_for_inference(net: Segmenter, source: Source) -> LoadReport:
+    """Load a model as `load_model`, and merge experts that are not fused into the base: the same function, faster.
+
+    The parameters of `net` are no longer those of the file, so that it cannot be saved as a model or trained further.
+    """
+    report = load_model(net, source)
+    if isinstance(net, Segmenter) and net.image_encoder.fusion is None:  # not a network that an overlay names
+        net.image_encoder.merge_experts()
+    return report
+
+
 def model_in_use(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The model file whose network is being built: `checkpoint`, or the file that `monai.bundle.load` is loading.
 

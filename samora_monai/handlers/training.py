@@ -11,8 +11,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import Evaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
-from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, from_engine
-from monai.utils import CommonKeys as Keys
+from monai.handlers import LrScheduleHandler
 from torch.optim.lr_scheduler import LambdaLR
 
 from samora_monai.errors import InputError
@@ -29,9 +28,8 @@ class TrainingHandlers:
 
     - `LrScheduleHandler`, one step of the schedule per iteration;
     - the average of the weights, if there is one;
-    - `NanGuard` and `Progress`;
+    - `NanGuard`, which also writes the losses to TensorBoard, and `Progress`;
     - the epoch of the loss function, if it has `set_epoch` (`HierarchicalLoss`);
-    - `TensorBoardStatsHandler`, the loss as `train_loss`, on rank 0;
     - the validation, every `val_interval` epochs and, unlike MONAI's `ValidationHandler`, after the last one: it saves
       the best model, so that every training leaves one.
 
@@ -55,15 +53,9 @@ class TrainingHandlers:
         LrScheduleHandler(cast(Any, self.lr_scheduler), print_lr=False, epoch_level=False).attach(engine)
         if self.average is not None:
             self.average.attach(engine)
-        NanGuard().attach(engine)
+        NanGuard(self.tensorboard).attach(engine)
         Progress().attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, _set_loss_epoch)
-        if idist.get_rank() == 0:
-            TensorBoardStatsHandler(
-                summary_writer=self.tensorboard.writer,
-                tag_name="train_loss",
-                output_transform=from_engine([Keys.LOSS], first=True),
-            ).attach(engine)
         if self.validator is not None:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate, self.validator)
 
@@ -86,14 +78,21 @@ class NanGuard:
     """Trainer handler that stops the training when the loss is NaN or infinite, on every rank.
 
     Differs from Ignite's `TerminateOnNan` in: the run fails with a remedy, before a validation can take such a network
-    for the best; the host does not wait for a GPU in every step.
+    for the best; the host does not wait for a GPU in every step. For the same reason the losses that are read are
+    written here as `train_loss`, and not by MONAI's `TensorBoardStatsHandler`, which reads one in every step.
+
+    Args:
+        tensorboard: the event file for the losses, on rank 0; None writes none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tensorboard: TensorBoard | None = None) -> None:
+        self.tensorboard = tensorboard
         self.unread: list[torch.Tensor] = []  # the losses of the last steps
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Check the losses of `engine`, the trainer."""
+        if idist.get_rank() > 0:
+            self.tensorboard = None
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._completed)
 
     def _completed(self, engine: SupervisedTrainer) -> None:
@@ -105,6 +104,8 @@ class NanGuard:
         losses = torch.stack(self.unread).tolist()
         self.unread.clear()
         for step, loss in enumerate(losses, engine.state.iteration + 1 - len(losses)):
+            if self.tensorboard is not None:
+                self.tensorboard.writer.add_scalar("train_loss", loss, step)
             if not math.isfinite(loss):
                 raise InputError(
                     f"the loss became {loss} in step {step} (epoch {engine.state.epoch}); "

@@ -1,7 +1,8 @@
 """Slice-wise inference on volumes.
 
 Differs from `monai.inferers.SliceInferer` in: label maps instead of logits, computed per batch of slices on the device,
-so that memory does not grow with classes times voxels; autocast also on CPUs; outputs of any shape.
+so that memory does not grow with classes times voxels; autocast also on CPUs; outputs of any shape; all slices of air,
+whose grey values are 0, get the labels of one such slice.
 """
 
 from __future__ import annotations
@@ -39,11 +40,18 @@ class SliceLabelInferer(Inferer):
         # slices first: [B, C, X, Y, Z] -> [B, Z, C, X, Y]; labels are written through a view of the same kind
         source, target = convert_to_tensor(inputs, track_meta=False).movedim(axis, 1), labels.movedim(axis, 1)
         for volume, out in zip(source, target, strict=True):
-            for chunk, part in zip(volume.split(self.batch_size), out.split(self.batch_size), strict=True):
-                with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
-                    logits = network(chunk.contiguous(), *args, **kwargs)
-                part.copy_(logits.max(1, keepdim=True).indices)  # 17 times faster than argmax on a CPU
+            filled = volume.any((1, 2, 3)).nonzero()[:, 0]  # numbers of the slices that hold more than air
+            if len(filled) < len(volume):
+                out.copy_(self._labels(volume.new_zeros(1, *volume.shape[1:]), network, *args, **kwargs))
+            for numbers in filled.split(self.batch_size) if len(filled) else ():
+                out[numbers] = self._labels(volume[numbers], network, *args, **kwargs)
         return convert_to_dst_type(labels, inputs, dtype=labels.dtype)[0]
+
+    def _labels(self, slices: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """`[b, C, X, Y]` -> `[b, 1, X, Y]`."""
+        with torch.autocast(slices.device.type, torch.bfloat16, enabled=self.amp):
+            logits = network(slices, *args, **kwargs)
+        return logits.max(1, keepdim=True).indices.to(torch.uint8)  # 17 times faster than argmax on a CPU
 
 
 class SliceStackInferer(Inferer):

@@ -166,7 +166,7 @@ def _planned(folder: Path, run: Path, options: dict[str, Any]) -> Plan:
     if "jobs" in machine:
         machine["threads"] = max(1, cores() // machine["jobs"])
     if str(machine.get("device", "")).startswith("cpu"):
-        machine |= {"amp": False, "num_workers": 0}
+        machine["num_workers"] = 0
     return replace(made, run={**made.run, **machine})
 
 

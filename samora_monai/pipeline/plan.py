@@ -18,7 +18,7 @@ from samora_monai.data import ScanScaling
 from samora_monai.data.classes import MAX_CLASSES
 from samora_monai.errors import InputError
 from samora_monai.networks import LEVELS, SegmenterConfig
-from samora_monai.settings import check_run_settings, is_whole
+from samora_monai.settings import amp_choice, check_run_settings, is_whole
 
 TEACHERS = ("image_teacher", "patch_teacher")
 EXPERTS = ("image_expert", "patch_expert", "pixel_expert")
@@ -149,8 +149,7 @@ def _check_run(run: Mapping[str, Any]) -> None:
     number = isinstance(hours, int | float) and not isinstance(hours, bool) and 0 < hours < math.inf
     if hours is not None and not number:
         raise InputError(f"run.hours must be a number above 0, or null, got {hours!r}")
-    if not isinstance(run["amp"], bool):
-        raise InputError(f"run.amp must be true or false, got {run['amp']!r}")
+    _checked("run", amp_choice, run["amp"])
     try:
         torch.device(run["device"])
     except (RuntimeError, TypeError) as error:

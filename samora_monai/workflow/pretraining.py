@@ -14,7 +14,8 @@ from monai.utils import set_determinism
 
 from samora_monai.data import UnlabeledScans, check_modality, check_output_dir
 from samora_monai.errors import InputError
-from samora_monai.settings import check_run_settings, flag
+from samora_monai.inference import AutocastInferer
+from samora_monai.settings import check_run_settings
 
 
 def prepare_pretraining(scans: UnlabeledScans, modality: str, output_dir: str, seed: int, **settings: Any) -> None:
@@ -65,10 +66,9 @@ class PretrainingEvaluator(SupervisedEvaluator):
     ) -> None:
         super().__init__(
             device=torch.device(device),
-            amp=flag(amp, "amp"),
+            inferer=AutocastInferer(amp),
             key_val_metric={"val_loss": Loss(loss_function, output_transform=_pred_and_target, device=device)},
             metric_cmp_fn=metric_cmp_fn,
-            amp_kwargs={"dtype": torch.bfloat16},
             decollate=False,
             **settings,
         )

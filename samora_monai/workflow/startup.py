@@ -16,13 +16,11 @@ from samora_monai.workflow.processes import join_processes
 
 # Warnings about other packages that neither a user nor a config can change, and what raises them
 THIRD_PARTY_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
-    (FutureWarning, r"`torch\.cuda\.amp\.GradScaler\(args\.\.\.\)` is deprecated"),  # monai.engines.Trainer
     (FutureWarning, r".*get_mask_edges:always_return_as_numpy"),  # monai.metrics.compute_hausdorff_distance
     (
         UserWarning,
         r"The image's intensity is a single value",
     ),  # monai.transforms.RandHistogramShift, of air
-    (UserWarning, r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`"),  # float16's first step
 )
 
 

@@ -16,8 +16,8 @@ from samora_monai import __version__
 from samora_monai.checkpoints import ModelSettings
 from samora_monai.data import SliceDataset, UnlabeledScans
 from samora_monai.data.datalist import Cases
+from samora_monai.inference import precision
 from samora_monai.networks.blocks import Encoder
-from samora_monai.settings import flag
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def print_summary(
     Args:
         network: the network, not its DistributedDataParallel wrapper; `describe() -> str` is its line, if it has one.
         batch_size: slices per step and process.
+        amp: as given, see `precision`.
         dataset, validation: the slices of the training scans, and the validation scans.
         unlabeled: the slices of unlabelled scans, with which a step has twice as many.
     """
@@ -107,7 +108,8 @@ def _log(
     processes = f" x {idist.get_world_size()} processes" if idist.get_world_size() > 1 else ""
     trainable, total = count_parameters(network)
     describe: Any = getattr(network, "describe", None)
-    parts = training_bytes(network, batch_size, image_size, flag(amp))
+    bfloat16, numbers = precision(amp, device, network)
+    parts = training_bytes(network, batch_size, image_size, bfloat16)
     about = "about" if "activations" in parts else "activations and"
     memory = ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
     memory = f"{about} {_gigabytes(sum(parts.values()))} for training ({memory})"
@@ -117,6 +119,7 @@ def _log(
         *rows,
         ("network", describe() if callable(describe) else type(network).__name__),
         ("parameters", f"{_millions(trainable)} of {_millions(total)} train ({trainable / total:.1%})"),
+        ("numbers", numbers),
         ("memory", f"{memory}; {_gigabytes(slice_bytes)} of RAM for the slices"),
     ):
         logger.info(f"{name:<11} {text}")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from samora_monai.checkpoints import load_model
+from samora_monai.checkpoints import load_for_inference, load_model
 from samora_monai.networks import LEVELS
 from tests.tiny import IDENTITY, image, randomise, refused, tiny, untouched
 
@@ -56,3 +56,20 @@ def test_other_settings_are_refused(settings, words, tmp_path):
     net = tiny(**(SETTINGS | settings))
     with refused("'model.pt'", "give it the same ones", *words), untouched(net):
         load_model(net, tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("settings", [{"experts": ("task",)}, SETTINGS])
+@torch.no_grad()
+def test_inference_merges_experts_that_are_not_fused(settings, tmp_path):
+    """Into the weights of the network, not of the file; the labels are the same."""
+    first, second, third = (tiny(**settings).eval() for _ in range(3))
+    randomise(first, 1)
+    torch.save(first.state_dict(), tmp_path / "model.pt")
+    before, x = (tmp_path / "model.pt").read_bytes(), image(1, 1, 50, 70)
+    report = load_for_inference(second, tmp_path / "model.pt")
+    assert report.copied == list(first.state_dict())
+    torch.testing.assert_close(second(x), first(x), atol=1e-5, rtol=0)
+    merged = second.image_encoder.fusion is None
+    assert second.image_encoder.experts == (() if merged else first.image_encoder.experts)
+    assert (tmp_path / "model.pt").read_bytes() == before
+    load_model(third, tmp_path / "model.pt")

@@ -39,3 +39,24 @@ def test_amp_runs_the_network_in_bfloat16():
     for amp in ("true", False):
         SliceLabelInferer(amp=amp)(torch.zeros(1, 1, 4, 4, 2), network)
     assert types == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_slices_of_air_are_answered_by_one_pass_of_such_a_slice(axis: int):
+    """A volume with two of them, one without, and one of air alone; the labels are those of all slices."""
+    torch.manual_seed(0)
+    network, seen = torch.nn.Conv2d(1, 4, 3, padding=1), []
+    volumes = torch.rand(3, 1, 6, 6, 6) + 0.1
+    volumes[0].movedim(axis + 1, 0)[[0, 4]] = 0
+    volumes[2] = 0
+
+    def counted(slices: torch.Tensor) -> torch.Tensor:
+        seen.append(len(slices))
+        return network(slices)
+
+    labels = SliceLabelInferer(batch_size=4, slice_axis=axis)(volumes, counted)
+    assert seen == [1, 4, 4, 2, 1]
+    for volume, label in zip(volumes, labels, strict=True):
+        expected = network(volume.movedim(axis + 1, 0)).argmax(1)
+        assert torch.equal(label[0].movedim(axis, 0).long(), expected)
+    assert labels[2].any(), "the answer for air is the network's, not 0"

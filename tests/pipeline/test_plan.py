@@ -43,7 +43,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("network.encoder", "vit_x", "network: unknown encoder 'vit_x'; choose one of vit_b"),
     ("network.sam_checkpoint", None, "network.sam_checkpoint must be the path of the base's weights, got None"),
     ("run.device", "gpu", "run.device must be cpu, cuda or cuda:N, got 'gpu'"),
-    ("run.amp", "maybe", "run.amp must be true or false, got 'maybe'"),
+    ("run.amp", "maybe", "run.amp must be auto, true or false, got 'maybe'"),
     ("run.jobs", 0, "run.jobs must be a whole number of at least 1, got 0"),
     ("run.hours", -1, "run.hours must be a number above 0, or null, got -1"),
     ("run.seed", -1, "run.seed must be a whole number of at least 0, got -1"),

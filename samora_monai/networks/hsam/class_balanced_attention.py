@@ -72,7 +72,9 @@ def class_noise(label: Tensor, num_classes: int, grid: int, noise: float = CLASS
     The rarest class that is present has the standard deviation `noise`, the most frequent one has none.
     """
     label = label.long()
-    pixels = torch.bincount(label.flatten(), minlength=num_classes)
+    flat = label.flatten()
+    # `bincount` would wait for the GPU, because the size of its result depends on the labels
+    pixels = flat.new_zeros(num_classes).scatter_add_(0, flat, torch.ones_like(flat))
     rarity = torch.where(pixels > 0, pixels.max() / pixels.clamp(min=1), 1).log()
     deviation = noise * rarity / rarity.max().clamp(min=1e-6)  # all 0 if all classes are equally frequent
     return F.interpolate(deviation[label], (grid, grid), mode="area").flatten(2)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from samora_monai.inference import use_bfloat16
 from samora_monai.networks import build_segmenter
 from samora_monai.pipeline.at_hand import TEACHERS as PUBLIC_TEACHERS
 from samora_monai.pipeline.at_hand import Base, cores, find_file, free_memory
@@ -76,10 +77,9 @@ def machine_settings(device: str, jobs: int | None) -> tuple[dict[str, Any], dic
     reasons["threads"] = f"of each of {jobs} runs, of {count} cores; a run alone gets all"
     workers = min(8, count - 1) if gpu else 0
     reasons["num_workers"] = "processes that prepare slices beside each run" if gpu else "none beside the runs on a CPU"
-    amp = gpu and torch.cuda.is_bf16_supported()
-    reasons["amp"] = "bfloat16 on the GPU" if amp else "no GPU with bfloat16"
+    reasons["amp"] = "bfloat16 where the machine has it and the network is faster in it"
     threads = max(1, count // jobs)
-    return {"device": device, "amp": amp, "num_workers": workers, "jobs": jobs, "threads": threads}, reasons
+    return {"device": device, "amp": "auto", "num_workers": workers, "jobs": jobs, "threads": threads}, reasons
 
 
 def _kind(base: Base, device: str) -> str:
@@ -102,7 +102,8 @@ def network_settings(
     given = {key: last[key] for key in ("rank", "decoder") if key in last}
     while True:
         net = build_segmenter(base.encoder, size, None, num_classes, **given, **SAMORA)
-        parts = training_bytes(net, stages["fine_tuning"]["batch_size"], size, machine["amp"])
+        bfloat16 = use_bfloat16(machine["amp"], machine["device"], net)
+        parts = training_bytes(net, stages["fine_tuning"]["batch_size"], size, bfloat16)
         needed = machine["jobs"] * (sum(parts.values()) / _GIGABYTE + _OF_A_PROCESS)
         smallest = stages["fine_tuning"]["batch_size"] <= _SMALL_BATCH
         if needed < 0.9 * free / _GIGABYTE or (smallest and size <= _LOWEST[kind]):

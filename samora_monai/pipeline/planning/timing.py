@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from samora_monai.errors import InputError
 from samora_monai.pipeline.plan import CONFIGS, EXPERTS, TEACHERS, TRAININGS, bundle_of
-from samora_monai.settings import flag
 
 START_UP = 8.0  # seconds of a process until it reads its scans
 # of the work of all stages; the pixel expert trains a decoder of its own
@@ -99,7 +98,8 @@ def measure(settings: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any], p
             parser = _parser(stage, {**settings[stage], "device": run["device"], "amp": run["amp"]})
             steps[stage] = _step_seconds(parser, run)
         network = parser.get_parsed_content("network").eval()
-        with torch.no_grad(), _autocast(run):
+        bfloat16 = parser.get_parsed_content("bfloat16")
+        with torch.no_grad(), torch.autocast(torch.device(run["device"]).type, torch.bfloat16, enabled=bfloat16):
             count = 4
             x = torch.rand(count, 1, *plane, device=run["device"])
             seconds = _seconds(lambda: network(x).max(1).indices, run["device"])
@@ -130,7 +130,7 @@ def _step_seconds(parser: ConfigParser, run: Mapping[str, Any]) -> float:
     draw()
     of_slice = _seconds(draw, "cpu")
     network = parser.get_parsed_content("network").train()
-    loss = parser.get_parsed_content("loss")
+    inferer, loss = parser.get_parsed_content("train::inferer"), parser.get_parsed_content("loss")
     optimizer = parser.get_parsed_content("optimizer")
     ids = ("prepare_batch", "train::trainer::prepare_batch")
     prepare = next((parser.get_parsed_content(name) for name in ids if name in parser), default_prepare_batch)
@@ -139,9 +139,7 @@ def _step_seconds(parser: ConfigParser, run: Mapping[str, Any]) -> float:
         x, target, *more = prepare(batch, device, False)
         args, kwargs = more if more else ((), {})
         optimizer.zero_grad()
-        with _autocast(run):
-            value = loss(network(x, *args, **kwargs), target)
-        value.mean().backward()
+        loss(inferer(x, network, *args, **kwargs), target).mean().backward()
         optimizer.step()
 
     items = [draw() for _ in range(min(batch_size, 2))]  # contrastive learning needs two
@@ -166,11 +164,6 @@ def _seconds(call: Callable[[], Any], device: str, repeats: int = _REPEATS) -> f
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return median(times)
-
-
-def _autocast(run: Mapping[str, Any]) -> torch.autocast:
-    kind = torch.device(run["device"]).type
-    return torch.autocast(kind, torch.bfloat16, enabled=flag(run["amp"]) and kind == "cuda")
 
 
 @contextmanager
