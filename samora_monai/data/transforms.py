@@ -121,8 +121,8 @@ class ScaleScand(MapTransform):
     `SUGGESTED_MODALITY`.
 
     Z-scores of air depend on what else is in the volume or slice, so that they do not show which slices are empty.
-    Under them the metadata holds `SLICE_CONTENT`, a list with the fraction of the pixels of each slice that percentiles
-    would scale to more than `CONTENT_ABOVE`.
+    Under them the metadata holds `SLICE_CONTENT`, an array `[slices]` with the fraction of the pixels of each that
+    percentiles would scale to more than `CONTENT_ABOVE`.
 
     Args:
         keys: keys of the images.
@@ -151,7 +151,7 @@ class ScaleScand(MapTransform):
             # clamp: where both percentiles have the same grey level, MONAI shifts without clipping
             d[key] = torch.zeros_like(image) if constant else self.scale(image).clamp(0, 1)
             if self.z_scores:
-                content = (d[key] > CONTENT_ABOVE).float().mean(self.in_plane).flatten().tolist()
+                content = (d[key] > CONTENT_ABOVE).float().mean(self.in_plane).flatten().cpu().numpy()
                 d[key] = _scale_z_scores(image, self.z_score_axes)
                 if isinstance(d[key], MetaTensor):
                     d[key].meta[SLICE_CONTENT] = content

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> list[str]:
     net, trained = _network(arguments, output)
     net.to(choose_device(arguments.device)[0]).eval()
     modality = arguments.modality or (trained.modality if trained else cases.modality)
-    scaling = trained or ScanScaling()
+    scaling = replace(trained or ScanScaling(), intensity="percentiles")  # z-scores do not show what is air
     if modality is not None:
         scaling = replace(scaling, modality=modality)
     if arguments.slice_axis is not None:
