@@ -6,6 +6,7 @@ from samora_monai.data.data_set import DataSet
 from samora_monai.data.datalist import Cases, find_cases, require_validation, volumes_of
 from samora_monai.data.label_files import SaveLabeld, check_output_dir
 from samora_monai.data.modality import check_modality
+from samora_monai.data.postprocessing import Postprocessing
 from samora_monai.data.scaling import ScanScaling
 from samora_monai.data.scans import case_name, find_scans
 from samora_monai.data.slices import SliceDataset
@@ -18,6 +19,7 @@ __all__ = [
     "DataSet",
     "LoadCased",
     "LoadUnlabeledd",
+    "Postprocessing",
     "SaveLabeld",
     "ScaleScand",
     "ScaleUnlabeledd",

@@ -104,17 +104,17 @@ class ScaleUnlabeledd(MapTransform):
 
     Pictures: 8-bit values are divided by 255, wider integers and floats are scaled by `percentiles`. Arrays (npy, npz,
     HDF5) are unchanged if in [0, 1]. All others, also images that another loader has read, are scaled as by
-    `ScaleScand`.
+    `ScaleScand`. Under z-scores of MR, which do not depend on the scale of the stored values, so are all.
 
     Args:
-        keys: keys of the images.
+        keys: keys of the images, which have their slices along Z.
         scaling: scaling of volumes and arrays; pictures use its percentiles.
     """
 
     def __init__(self, keys: KeysCollection, scaling: ScanScaling = _DEFAULT_SCALING) -> None:
         super().__init__(keys)
-        self._by_modality = ScaleScand("image", scaling)
-        self._by_percentiles = ScaleScand("image", replace(scaling, modality="MR"))
+        self._by_modality = ScaleScand("image", replace(scaling, slice_axis=2))
+        self._by_percentiles = ScaleScand("image", replace(scaling, modality="MR", intensity="percentiles"))
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
         """`[1, X, Y, Z]`, values as stored -> the same shape, float32 in [0, 1]."""
@@ -123,7 +123,9 @@ class ScaleUnlabeledd(MapTransform):
             image = d[key]
             meta = image.meta if isinstance(image, MetaTensor) else {}
             kind = meta.get(_FORMAT)
-            if kind in PICTURES and meta[_STORED] == "uint8":
+            if self._by_modality.z_scores:
+                d[key] = self._by_modality({"image": image})["image"]
+            elif kind in PICTURES and meta[_STORED] == "uint8":
                 d[key] = image / 255
             elif kind in ARRAYS and bool(image.min() >= 0) and bool(image.max() <= 1):
                 d[key] = image

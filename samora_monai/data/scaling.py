@@ -12,6 +12,8 @@ from samora_monai.data.modality import check_known_modality
 from samora_monai.errors import InputError
 from samora_monai.settings import is_whole
 
+INTENSITIES = ("percentiles", "volume_zscore", "slice_zscore")
+
 
 @dataclass(frozen=True)
 class ScanScaling:
@@ -20,16 +22,19 @@ class ScanScaling:
     `models/model.json` holds these fields. A new one needs a default that reproduces models saved before it existed.
 
     Args:
-        modality: `"CT"`: Hounsfield units, scaled by `window`; `"MR"`: arbitrary units, scaled by `percentiles`.
+        modality: `"CT"`: Hounsfield units, scaled by `window`; `"MR"`: arbitrary units, scaled as `intensity` says.
         window: lowest and highest HU, which become 0 and 1.
         percentiles: percentiles of an MR volume that become 0 and 1.
         slice_axis: axis of a RAS volume along which it is cut: 0 sagittal, 1 coronal, 2 axial.
+        intensity: scaling of MR: `"percentiles"`; `"volume_zscore"` or `"slice_zscore"`: z-scores of the volume or of
+            each slice, of which -3 and 3 become 0 and 1.
     """
 
     modality: str = "CT"
     window: tuple[float, float] = (-125, 275)
     percentiles: tuple[float, float] = (0.5, 99.5)
     slice_axis: int = 2
+    intensity: str = "percentiles"
 
     def __post_init__(self) -> None:
         check_known_modality(self.modality)
@@ -40,6 +45,8 @@ class ScanScaling:
                 f"slice_axis must be 0 (sagittal), 1 (coronal) or 2 (axial), got {self.slice_axis!r}; "
                 "leave it out for axial slices"
             )
+        if self.intensity not in INTENSITIES:
+            raise InputError(f"intensity must be one of {', '.join(INTENSITIES)}, got {self.intensity!r}")
 
 
 def _pair(values: Sequence[float], name: str, example: str, limits: tuple[float, float]) -> tuple[Any, Any]:

@@ -16,13 +16,15 @@ from samora_monai.data.modality import modality_warning
 from samora_monai.data.slice_cache import CacheError, SliceCache
 from samora_monai.data.slice_reader import CONTENT_ABOVE, SliceReader, VolumeSlices
 from samora_monai.errors import InputError, input_error
-from samora_monai.settings import flag
+from samora_monai.settings import flag, is_whole
 
 logger = logging.getLogger(__name__)
 
 
 class SliceDataset(Dataset):
-    """The pooled slices of volumes as items `{"image": [1, S, S], "label": [1, S, S]}` of plain tensors.
+    """The pooled slices of volumes as items `{"image": [C, S, S], "label": [1, S, S]}` of plain tensors.
+
+    The image has C = 2 * `context` + 1 channels: the slice, which is the middle one, and its neighbours in the volume.
 
     Images are resized in the slice plane with anti-aliased bilinear interpolation, labels with `nearest-exact`. Slices
     are copied on access, so that no transform can change the stored ones. Logs a warning if the values of every volume
@@ -48,6 +50,8 @@ class SliceDataset(Dataset):
             if an earlier run or another process has written them. Only for scans without labels.
         cache_key: required with `cache_dir`: text with every setting of `transform` that changes an image, such as
             `str([modality, window])`. It need not contain the settings of this class, nor the state of the scan.
+        context: number of neighbouring slices on each side. They come from the volume, whether they are kept themselves
+            or not; the first and the last slice are repeated beyond the ends of the volume.
 
     Raises:
         InputError: no volumes, none that can be read, no slice left, only empty labels, or a setting out of range.
@@ -68,6 +72,7 @@ class SliceDataset(Dataset):
         half: bool = False,
         cache_dir: str | os.PathLike | None = None,
         cache_key: str | None = None,
+        context: int = 0,
     ) -> None:
         super().__init__(data, slice_transform)
         skip_unreadable = flag(skip_unreadable, "skip_unreadable")
@@ -77,6 +82,8 @@ class SliceDataset(Dataset):
             raise InputError(f"slice_fraction must be above 0 and at most 1, got {slice_fraction}")
         if not 0 <= min_content <= 1:
             raise InputError(f"min_content must be a part of the pixels from 0 to 1, got {min_content}")
+        if not is_whole(context, 0):
+            raise InputError(f"context must be a number of neighbouring slices, 0 or more, got {context!r}")
         cache = None
         if cache_dir is not None:
             if not cache_key:
@@ -88,7 +95,7 @@ class SliceDataset(Dataset):
         self.num_empty = 0
         self._reasons: dict[str, str] = {}  # why a scan could not be read, by its path
         compose = transform if isinstance(transform, Compose) else Compose(transform)
-        reader = SliceReader(compose, image_size, slice_axis, half, cache)
+        reader = SliceReader(compose, image_size, slice_axis, half, cache, context)
         self._volumes = self._read(reader, flag(skip_unreadable, "skip_unreadable"), min_content, foreground_only)
         if slice_fraction < 1:
             self._keep_fraction(slice_fraction, seed)

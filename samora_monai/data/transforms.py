@@ -24,12 +24,13 @@ from monai.transforms import (
     ScaleIntensityRange,
     ScaleIntensityRangePercentiles,
 )
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, convert_to_dst_type, convert_to_tensor
 
 from samora_monai.data.modality import SUGGESTED_MODALITY, suggested_modality
 from samora_monai.data.nifti_reader import NiftiReader
 from samora_monai.data.scaling import ScanScaling
 from samora_monai.data.scans import holds_one_series
+from samora_monai.data.slice_reader import CONTENT_ABOVE, SLICE_CONTENT
 from samora_monai.errors import InputError, MissingFileError, one_line
 
 AFFINE_TOLERANCE = 1e-3  # mm
@@ -124,13 +125,18 @@ class CheckCased(MapTransform):
 class ScaleScand(MapTransform):
     """Scale grey values to [0, 1].
 
-    CT: the window in HU becomes [0, 1]. MR: two percentiles of the whole volume become 0 and 1. Values outside are
-    clipped; a constant MR volume becomes zeros. If the values suggest the other modality, its name is added to the
-    metadata under `SUGGESTED_MODALITY`.
+    CT: the window in HU becomes [0, 1]. MR: two percentiles of the whole volume become 0 and 1, or z-scores of the
+    volume or of each slice from -3 to 3 become 0 to 1. Values outside are clipped; a constant MR volume, or slice under
+    z-scores of slices, becomes zeros. If the values suggest the other modality, its name is added to the metadata under
+    `SUGGESTED_MODALITY`.
+
+    Z-scores of air depend on what else is in the volume or slice, so that they do not show which slices are empty.
+    Under them the metadata holds `SLICE_CONTENT`, an array `[slices]` with the fraction of the pixels of each that
+    percentiles would scale to more than `CONTENT_ABOVE`.
 
     Args:
         keys: keys of the images.
-        scaling: modality, window and percentiles.
+        scaling: modality, window, percentiles, intensity and, for z-scores of slices, the slice axis.
     """
 
     def __init__(self, keys: KeysCollection, scaling: ScanScaling = _DEFAULT_SCALING) -> None:
@@ -141,6 +147,9 @@ class ScaleScand(MapTransform):
             if scaling.modality == "CT"
             else ScaleIntensityRangePercentiles(*scaling.percentiles, 0.0, 1.0, clip=True)
         )
+        self.z_scores = scaling.modality == "MR" and scaling.intensity != "percentiles"
+        self.in_plane = tuple(axis for axis in (1, 2, 3) if axis != scaling.slice_axis + 1)  # of [1, X, Y, Z]
+        self.z_score_axes = self.in_plane if scaling.intensity == "slice_zscore" else (1, 2, 3)
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Hashable, Any]:
         """`[1, X, Y, Z]` in HU or grey values -> the same shape, float32 in [0, 1]."""
@@ -151,9 +160,23 @@ class ScaleScand(MapTransform):
             constant = self.modality == "MR" and lowest == float(image.max())
             # clamp: where both percentiles have the same grey level, MONAI shifts without clipping
             d[key] = torch.zeros_like(image) if constant else self.scale(image).clamp(0, 1)
+            if self.z_scores:
+                content = (d[key] > CONTENT_ABOVE).float().mean(self.in_plane).flatten().cpu().numpy()
+                d[key] = _scale_z_scores(image, self.z_score_axes)
+                if isinstance(d[key], MetaTensor):
+                    d[key].meta[SLICE_CONTENT] = content
             if isinstance(d[key], MetaTensor) and (suggested := suggested_modality(self.modality, lowest)):
                 d[key].meta[SUGGESTED_MODALITY] = suggested
         return d
+
+
+def _scale_z_scores(image: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """Scale z-scores over `axes` from [-3, 3] to [0, 1], clipped; 0 where all values over `axes` are equal."""
+    plain = convert_to_tensor(image, dtype=torch.float32, track_meta=False)
+    std, mean = torch.std_mean(plain, axes, correction=0, keepdim=True)
+    varies = plain.amax(axes, keepdim=True) > plain.amin(axes, keepdim=True)  # rounding makes std inexact
+    scaled = torch.where(varies, (0.5 + (plain - mean) / (6 * std)).clamp(0, 1), 0.0)
+    return convert_to_dst_type(scaled, image)[0]
 
 
 def _check_volume(image: torch.Tensor, kind: str) -> None:

@@ -64,7 +64,7 @@ class SegmenterConfig:
         encoder: name of a preset, or a dict of sizes: of `ImageEncoder` (SAM), or, with `stages`, of `Hiera` (SAM 2).
         image_size: side of the square network input, a multiple of 16 for SAM (the patch size), of 32 for SAM 2; images
             are resized to it.
-        in_channels: 1 or 3.
+        in_channels: 1 (grey) or 3; 3 with `context`.
         num_classes: number of mask tokens: one per class, background included.
         decoder: `"sam"`, that of SAM or SAM 2, or `"hierarchical"`: with H-SAM's second one.
         experts: names of the encoder's experts, e.g. `("task",)` or `("image", "patch", "pixel")`.
@@ -79,6 +79,10 @@ class SegmenterConfig:
         decoder_rank: rank of experts in the decoder's transformer (SAMed_s), 0 for none.
         stage: output of the hierarchical decoder in evaluation: 3 the mean of both stages' logits, 2 the second alone.
         class_balanced_attention: the paper's CMAttn in the hierarchical decoder instead of the release's constant.
+        context: number of neighbouring slices on each side that are channels of the input, 0 or 1. With 1, the slices
+            k - 1, k and k + 1 take the place of red, green and blue. A grey slice is repeated in all three, and SAM's
+            patch embedding sums over them, so that equal neighbours give exactly the tokens of the grey slice, and
+            similar ones similar tokens.
 
     Raises:
         InputError: an option is out of range or contradicts another.
@@ -99,6 +103,7 @@ class SegmenterConfig:
     decoder_rank: int = 0
     stage: int = 3
     class_balanced_attention: bool = False
+    context: int = 0
 
     def __post_init__(self) -> None:
         for name in ("experts", "fusion_order"):
@@ -109,6 +114,8 @@ class SegmenterConfig:
             object.__setattr__(self, "fusion_blocks", tuple(self.fusion_blocks))
         if problem := next(self._problems(), None):
             raise InputError(problem)
+        if self.context:
+            object.__setattr__(self, "in_channels", 3)
 
     @property
     def encoder_sizes(self) -> dict[str, Any]:
@@ -164,6 +171,8 @@ class SegmenterConfig:
             yield f"image_size is {self.image_size} but must be a multiple of {step}, e.g. 224, 512 or 1024"
         if self.in_channels not in (1, 3):
             yield f"in_channels is {self.in_channels} but must be 1 (grey) or 3 (colour, or three slices)"
+        if not is_whole(self.context, 0) or self.context > 1:
+            yield f"context is {self.context!r} but must be 0 or 1 neighbouring slice on each side"
         if not is_whole(self.num_classes, 2):
             yield f"num_classes is {self.num_classes} but counts the background too, so at least 2"
 

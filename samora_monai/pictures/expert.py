@@ -24,7 +24,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from samora_monai.data.scans import absolute
-from samora_monai.data.slices import CONTENT_ABOVE
+from samora_monai.data.slice_reader import CONTENT_ABOVE, SLICE_CONTENT
 from samora_monai.data.unlabeled import SUFFIXES, find_unlabeled
 from samora_monai.errors import InputError
 from samora_monai.networks.framing import resize_image
@@ -64,10 +64,13 @@ def content_slices(volume: Tensor) -> list[int]:
     """Slice numbers at 25, 50 and 75 % of the slices of a volume that have content; fewer if it has fewer slices.
 
     Args:
-        volume: `[1, X, Y, Z]` in [0, 1].
+        volume: `[1, X, Y, Z]` in [0, 1]; with `SLICE_CONTENT` in its metadata if z-scores made it.
     """
     plain = convert_to_tensor(volume, track_meta=False)
-    content = (plain[0] > CONTENT_ABOVE).sum((0, 1)) >= MIN_CONTENT * plain[0, ..., 0].numel()  # [Z]
+    if isinstance(volume, MetaTensor) and SLICE_CONTENT in volume.meta:
+        content = torch.as_tensor(volume.meta[SLICE_CONTENT]) >= MIN_CONTENT  # [Z]
+    else:
+        content = (plain[0] > CONTENT_ABOVE).sum((0, 1)) >= MIN_CONTENT * plain[0, ..., 0].numel()
     slices = content.nonzero().flatten().tolist() or list(range(plain.shape[-1]))
     return sorted({slices[round(q * (len(slices) - 1))] for q in QUARTILES})
 

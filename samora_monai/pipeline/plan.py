@@ -44,7 +44,8 @@ class Plan:
     """Settings under the names that they have in the bundles, so that each can be given to `monai.bundle run`.
 
     Args:
-        data: settings of the scans for all runs: `modality`, `window`, `percentiles`, `slice_axis`, `class_names`.
+        data: settings of the scans for all runs: `modality`, `window`, `percentiles`, `slice_axis`, `class_names`; and
+            `intensity`, if it is given.
         network: settings of the base for all runs that use it: `encoder`, `sam_checkpoint`, `image_size`.
         run: settings of the machine that do not change what a run computes, but for rounding: `device`, `amp`,
             `num_workers`; `jobs` is the number of runs at a time and `threads` the number of threads of each; `hours`
@@ -65,7 +66,7 @@ class Plan:
     reasons: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        _check_keys("data", self.data, _DATA, _DATA)
+        _check_keys("data", self.data, _DATA, (*_DATA, "intensity"))
         _check_keys("network", self.network, _NETWORK, _NETWORK)
         _check_keys("run", self.run, _RUN, _RUN)
         _check_keys("stages", self.stages, (*TRAININGS, "inference"), (*TRAININGS, "inference"))
@@ -172,5 +173,13 @@ def _checked(section: str, check: Any, *args: Any, **settings: Any) -> None:
     try:
         check(*args, **settings)
     except InputError as error:
-        named = str(error).split()[0] in (*_DATA, *_NETWORK, *_RUN, *_STAGE, "val_interval", "slices_per_pass")
+        named = str(error).split()[0] in (
+            *_DATA,
+            "intensity",
+            *_NETWORK,
+            *_RUN,
+            *_STAGE,
+            "val_interval",
+            "slices_per_pass",
+        )
         raise InputError(f"{section}{'.' if named else ': '}{error}") from error

@@ -76,8 +76,8 @@ def run(arguments: argparse.Namespace) -> list[str]:
     net.to(choose_device(arguments.device)[0]).eval()
     if trained is None:
         cases, scaling = _scaling(cases, arguments.modality, arguments.budget)
-    else:
-        scaling = replace(trained, modality=arguments.modality or trained.modality)
+    else:  # z-scores do not show what is air
+        scaling = replace(trained, modality=arguments.modality or trained.modality, intensity="percentiles")
     if arguments.slice_axis is not None:
         scaling = replace(scaling, slice_axis=arguments.slice_axis)
     scans = _read(cases, net, scaling, arguments.budget)

@@ -20,6 +20,7 @@ from monai.utils.enums import BundleProperty, BundlePropertyConfig
 from samora_monai import __version__
 from samora_monai.checkpoints import ModelSettings
 from samora_monai.download import CHECKPOINTS
+from samora_monai.networks.framing import resize_image
 from tests.bundles.command_line import BUNDLES, CONFIGS, FAST, Bundle, CommandLine
 from tests.bundles.config_files import config, strings
 from tests.bundles.conftest import Trained
@@ -187,6 +188,34 @@ def test_training_and_inference_prepare_a_scan_alike(phantoms: Path):
         item = {"image": str(scan), "label": str(label)} if name == "train.yaml" else {"image": str(scan)}
         prepared.append(parser.get_parsed_content(id)(item)["image"])
     assert torch.equal(*prepared) and torch.equal(prepared[0].affine, prepared[1].affine)
+
+
+def test_training_validation_and_inference_see_the_same_neighbours(phantoms: Path):
+    """MR in slices of the axis of the model, scaled as it says."""
+    settings = ModelSettings().changed(
+        context=1, image_size=32, modality="MR", intensity="slice_zscore", slice_axis=0, encoder="tiny"
+    )
+    scan, label = (str(phantoms / folder / "phantom_001.nii.gz") for folder in ("imagesTr", "labelsTr"))
+    train, inference = (ConfigParser(config(name)) for name in ("train.yaml", "inference.json"))
+    for parser in (train, inference):
+        parser["model"] = settings
+    train["train#dataset#data"] = [{"image": scan, "label": label}]
+    train["train#random_transforms"] = []
+    seen: list[torch.Tensor] = []
+
+    def network(slices: torch.Tensor) -> torch.Tensor:
+        seen.append(resize_image(slices, (32, 32)))
+        return slices
+
+    for parser, id in ((train, "validate#inferer"), (inference, "inferer")):
+        image = inference.get_parsed_content("preprocessing")({"image": scan})["image"]
+        parser.get_parsed_content(id)(image[None], network)
+    trained = torch.stack([item["image"] for item in train.get_parsed_content("train#dataset")])
+    assert trained.shape == (48, 3, 32, 32)
+    validated, inferred = torch.cat(seen).chunk(2)
+    assert torch.equal(validated, inferred)
+    torch.testing.assert_close(trained, validated)
+    assert inference.get_parsed_content("network_def").in_channels == 3
 
 
 def test_common_settings_are_the_same_in_training_and_inference():

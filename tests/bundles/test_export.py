@@ -37,6 +37,11 @@ def network(settings: Mapping[str, Any]) -> torch.nn.Module:
     return net.eval()
 
 
+def channels(settings: Mapping[str, Any]) -> int:
+    """A slice, with `context` its neighbours too."""
+    return 2 * settings.get("context", 0) + 1
+
+
 def logits(settings: Mapping[str, Any], x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return network(settings)(x)
@@ -48,6 +53,7 @@ def logits(settings: Mapping[str, Any], x: torch.Tensor) -> torch.Tensor:
         pytest.param(SAMORA | {"encoder": ONE_WINDOW | {"depth": 1}}, id="SAMora, one block"),
         pytest.param(SAMED | {"encoder": "sam2_mini"}, id="SAMed on SAM 2", marks=pytest.mark.slow),
         pytest.param(SAMED, id="SAMed", marks=pytest.mark.slow),
+        pytest.param(SAMED | {"context": 1}, id="SAMed, neighbouring slices", marks=pytest.mark.slow),
         pytest.param(SAMORA, id="SAMora", marks=pytest.mark.slow),
         pytest.param(
             SAMORA | {"encoder": SAM2, "experts": ["image", "patch"]}, id="SAMora on SAM 2", marks=pytest.mark.slow
@@ -68,7 +74,14 @@ def test_onnx_gives_the_logits_of_torch(bundle: Bundle, settings: Mapping[str, A
         "--filepath",
         "models/model.onnx",
     )
-    words += ("--use_trace", "True", "--input_shape", f"[2,1,{SIZE},{SIZE}]", "--converter_kwargs", CONVERTER)
+    words += (
+        "--use_trace",
+        "True",
+        "--input_shape",
+        f"[2,{channels(settings)},{SIZE},{SIZE}]",
+        "--converter_kwargs",
+        CONVERTER,
+    )
     finished = bundle.command_line("onnx_export", "network_def", *words, cwd=bundle.root)
     assert finished.code == 0, finished
     file = bundle.root / "models" / "model.onnx"
@@ -76,7 +89,7 @@ def test_onnx_gives_the_logits_of_torch(bundle: Bundle, settings: Mapping[str, A
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     assert [node.name for node in session.get_inputs() + session.get_outputs()] == ["image", "pred"]
     for batch in (1, 3):
-        x = image(batch, 1, SIZE, SIZE, seed=batch)
+        x = image(batch, channels(settings), SIZE, SIZE, seed=batch)
         expected = logits(settings, x).numpy()
         (pred,) = session.run(None, {"image": x.numpy()})
         assert np.abs(expected).max() > 0.1
@@ -87,7 +100,7 @@ def test_onnx_gives_the_logits_of_torch(bundle: Bundle, settings: Mapping[str, A
     "settings",
     [
         pytest.param(HSAMORA, id="H-SAMora, one block"),
-        pytest.param(SAMED | {"encoder": SAM2}, id="SAMed on SAM 2"),
+        pytest.param(SAMED | {"encoder": SAM2, "context": 1}, id="SAMed on SAM 2, neighbouring slices"),
         pytest.param(HSAMORA | {"encoder": SAM2}, id="H-SAMora on SAM 2", marks=pytest.mark.slow),
         pytest.param(SAMED, id="SAMed", marks=pytest.mark.slow),
         pytest.param(SAMORA, id="SAMora", marks=pytest.mark.slow),
@@ -98,10 +111,10 @@ def test_exported_program_gives_the_logits(settings: Mapping[str, Any], tmp_path
     """Saved and loaded, for any number of slices; in float64, where nothing but rounding is left of a difference."""
     net = network(settings).double()
     shapes = {"x": {0: torch.export.Dim("batch")}}
-    program = torch.export.export(net, (image(2, 1, SIZE, SIZE).double(),), dynamic_shapes=shapes)
+    program = torch.export.export(net, (image(2, channels(settings), SIZE, SIZE).double(),), dynamic_shapes=shapes)
     torch.export.save(program, tmp_path / "model.pt2")
     exported = torch.export.load(tmp_path / "model.pt2").module()
     with torch.no_grad():
         for batch in (1, 3):
-            x = image(batch, 1, SIZE, SIZE, seed=batch).double()
+            x = image(batch, channels(settings), SIZE, SIZE, seed=batch).double()
             torch.testing.assert_close(exported(x), net(x), rtol=0, atol=1e-9)

@@ -130,7 +130,7 @@ def overrides(bundle: Bundle, data: Path) -> dict[str, Any]:
     [
         pytest.param({}, "", id="SAMora"),
         pytest.param({"decoder": "hierarchical"}, "run", id="H-SAMora"),
-        pytest.param({"encoder": "sam2_mini"}, "", id="SAMora on SAM 2"),
+        pytest.param({"encoder": "sam2_mini", "context": 1}, "", id="SAMora on SAM 2, neighbouring slices"),
     ],
 )
 def test_training_goes_on_with_the_model(

@@ -67,6 +67,7 @@ LATER: dict[str, Any] = {
     "fusion_norm": False,
     "fusion_blocks": "all",
     "decoder_rank": 0,
+    "context": 0,
 }
 
 
@@ -129,7 +130,7 @@ def test_a_file_of_the_first_release(differences: dict[str, Any], expected: dict
     rewrite(model, **differences)
     settings = read_model_settings(model)
     assert settings.network == SegmenterConfig("tiny", 64, in_channels=1, num_classes=6, rank=4, **LATER, **expected)
-    assert settings.scaling == ScanScaling("CT", (-125, 275), (0.5, 99.5), slice_axis=2)
+    assert settings.scaling == ScanScaling("CT", (-125, 275), (0.5, 99.5), slice_axis=2, intensity="percentiles")
     assert settings.class_names == CLASSES
 
 
@@ -154,6 +155,14 @@ def test_changes_of_some_settings(model: Path):
         settings.changed(stage=4)
     with refused("unknown setting 'stages'", "expected one of encoder, "):
         settings.changed(stages=2)
+
+
+def test_neighbouring_slices_are_the_channels_of_the_network(model: Path):
+    assert read_model_settings(model).network.in_channels == 1
+    settings = read_model_settings(model, context=1, intensity="slice_zscore")
+    assert (settings.network.in_channels, settings.scaling.intensity) == (3, "slice_zscore")
+    write_model_settings(model, settings)
+    assert read_model_settings(model) == settings
 
 
 def test_no_files_are_the_default_settings(tmp_path: Path):
@@ -186,6 +195,8 @@ def test_a_model_without_settings_is_refused(model: Path):
         ({"modality": "PET"}, ("'PET'",)),
         ({"window": None}, ("window must be two increasing numbers",)),
         ({"slice_axis": 3}, ("slice_axis must be 0",)),
+        ({"context": 2}, ("context is 2", "0 or 1 neighbouring slice")),
+        ({"intensity": "z"}, ("intensity must be one of percentiles, ",)),
     ],
 )
 def test_files_with_other_contents_are_refused(changes: dict[str, Any], words: tuple[str, ...], model: Path):

@@ -261,6 +261,22 @@ def test_scaling_of_pictures(tmp_path):
     assert not scaled(picture(tmp_path / "c.png", np.full((5, 7), 999, np.uint16))).any()
 
 
+@pytest.mark.parametrize("intensity", ["volume_zscore", "slice_zscore"])
+def test_z_scores_are_of_pictures_and_arrays_too(tmp_path, write_nifti, intensity):
+    """Slices of a volume along Z, whatever its slice axis was; 8-bit pictures and arrays in [0, 1] as their volumes."""
+    settings = {"modality": "MR", "intensity": intensity, "slice_axis": 0}
+    grey = VOLUME.astype(np.float64)
+    axes = (0, 1) if intensity == "slice_zscore" else (0, 1, 2)
+    expected = np.clip(0.5 + (grey - grey.mean(axes, keepdims=True)) / grey.std(axes, keepdims=True) / 6, 0, 1)
+    np.testing.assert_allclose(scaled(write_nifti(tmp_path / "a.nii", VOLUME), **settings), expected, atol=1e-5)
+    np.save(tmp_path / "unit.npy", (grey + 500) / 1000)
+    np.testing.assert_allclose(scaled(tmp_path / "unit.npy", **settings), expected, atol=1e-5)
+    z = (AS_RAS - AS_RAS.mean()) / AS_RAS.std()
+    np.testing.assert_allclose(
+        scaled(picture(tmp_path / "a.png", PICTURE), **settings), np.clip(0.5 + z / 6, 0, 1), atol=1e-5
+    )
+
+
 def test_scaling_of_arrays(tmp_path):
     unit = RNG.random((6, 6, 4), dtype=np.float32)
     np.save(tmp_path / "unit.npy", unit)

@@ -137,6 +137,22 @@ def test_values_of_another_modality(tmp_path, write_nifti, caplog, modality, low
     assert caplog.messages == ([] if warning is None else [warning])
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_z_scores_leave_out_the_slices_that_percentiles_do(tmp_path, write_nifti, cached):
+    """Under a z-score of their own, the noise of slices of air is as bright as tissue."""
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 4, (9, 8, 6)).astype(np.float32)
+    grey[3:, :, 2:5] += 200  # tissue in three slices
+    data, kept = [{"image": str(write_nifti(tmp_path / "a.nii", grey))}], {}
+    more = {"cache_dir": tmp_path / "cache"} if cached else {}
+    for intensity in ("percentiles", "slice_zscore", "slice_zscore"):
+        scaling = ScanScaling("MR", intensity=intensity)
+        transform = [LoadUnlabeledd(), ScaleUnlabeledd("image", scaling)]
+        dataset = SliceDataset(data, transform, min_content=0.2, image_size=8, cache_key=repr(scaling), **more)
+        kept[intensity] = len(dataset), dataset.num_empty, round(float(dataset[0]["image"].mean()), 1)
+    assert kept == {"percentiles": (3, 3, 0.7), "slice_zscore": (3, 3, 0.5)}
+
+
 def test_pictures_suggest_no_modality(tmp_path, write_nifti, caplog):
     Image.fromarray(np.full((4, 4), 700, np.uint16)).save(tmp_path / "a.png")
     Image.fromarray(np.full((4, 4), -700, np.float32)).save(tmp_path / "b.tif")

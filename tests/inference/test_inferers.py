@@ -29,6 +29,20 @@ def test_labels_are_the_argmax_of_each_slice(axis: int):
         assert torch.equal(label[0].movedim(axis, 0).long(), expected)
 
 
+@pytest.mark.parametrize("axis", [0, 2])
+def test_neighbouring_slices_are_further_channels(axis: int):
+    """Across the borders of batches; the slices at the ends of the volume are repeated."""
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 4, 3, padding=1)
+    volumes = torch.rand(2, 1, 7, 6, 5)
+    labels = SliceLabelInferer(batch_size=2, slice_axis=axis, context=1)(volumes, network)
+    for volume, label in zip(volumes, labels, strict=True):
+        slices = volume.movedim(axis + 1, 0)  # [Z, 1, X, Y]
+        around = [torch.cat((slices[:1], slices[:-1])), slices, torch.cat((slices[1:], slices[-1:]))]
+        expected = network(torch.cat(around, 1)).argmax(1)
+        assert torch.equal(label[0].movedim(axis, 0).long(), expected)
+
+
 def test_amp_runs_the_network_in_bfloat16():
     def network(slices: torch.Tensor) -> torch.Tensor:
         logits = torch.nn.functional.conv2d(slices, torch.ones(2, 1, 1, 1))

@@ -21,6 +21,7 @@ from monai.bundle import ConfigWorkflow, create_workflow
 from monai.data import MetaTensor
 from monai.utils import set_determinism
 
+from samora_monai.data import ScaleScand, ScanScaling
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.inference.inferers import SliceStackInferer
 from samora_monai.networks import LEVELS, build_segmenter
@@ -251,6 +252,9 @@ def test_slices_are_at_the_quarters_of_the_content():
     assert content_slices(volume[..., :1]) == [0]
     assert content_slices(volume[..., 23:25]) == [0, 1]
     assert content_slices(0 * volume) == [7, 14, 22]
+    scale = ScaleScand("image", ScanScaling("MR", intensity="volume_zscore"))
+    scaled = scale({"image": MetaTensor(volume)})["image"]
+    assert bool((scaled > 0.1).all()) and content_slices(scaled) == [9, 14, 19]
 
 
 def test_slices_have_the_orientation_of_the_overlays():

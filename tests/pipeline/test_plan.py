@@ -34,6 +34,7 @@ SETTINGS: dict[str, Any] = {
 MISTAKES: list[tuple[str, Any, str]] = [
     ("data.modality", "PET", "data.modality must be 'CT' or 'MR', got 'PET'"),
     ("data.window", [275, -125], "data.window must be two increasing numbers"),
+    ("data.intensity", "z", "data.intensity must be one of percentiles, volume_zscore, slice_zscore, got 'z'"),
     ("data.slice_axis", 3, "data.slice_axis must be 0 (sagittal), 1 (coronal) or 2 (axial), got 3"),
     ("data.class_names", "spleen", "data.class_names must be a list of names, background first, got 'spleen'"),
     ("data.class_names", ["background"], "data.class_names must be 2 to 256 different names"),

@@ -1,0 +1,58 @@
+"""Postprocessing of the slices of a volume: see `samora_monai.data.Postprocessing`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+_TRUNCATE = 3.0  # standard deviations
+
+
+def smoothed(chunks: Iterable[Tensor], width: float) -> Iterator[Tensor]:
+    """Average the class probabilities of neighbouring slices with the weights of a Gaussian.
+
+    Args:
+        chunks: logits `[b, K, X, Y]` of the slices of a volume, in their order.
+        width: standard deviation in slices; where the next slice has no weight, the chunks are returned as they are.
+
+    Yields:
+        for the same slices in the same order, but in other chunks, `[b, K, X, Y]`: probabilities times the sum of the
+        weights, which is smaller at both ends of the volume. At no time are more slices kept than the weights span.
+    """
+    radius = int(_TRUNCATE * width + 0.5)
+    if radius == 0:
+        yield from chunks
+        return
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / width) ** 2)
+    held, first, done = None, 0, 0  # probabilities of slices, number of the first of them, number of the next result
+
+    def results(end: int) -> Tensor:
+        spans = [(max(0, number - radius), number) for number in range(done, end)]
+        parts = [(held[low - first : number + radius + 1 - first], low - number + radius) for low, number in spans]
+        return torch.stack([torch.tensordot(weights[k : k + len(part)].to(part), part, 1) for part, k in parts])
+
+    for chunk in chunks:
+        probabilities = chunk.float().softmax(1)
+        held = probabilities if held is None else torch.cat([held, probabilities])
+        end = first + len(held) - radius
+        if end > done:
+            yield results(end)
+            done = end
+            unused = max(0, done - radius) - first
+            held, first = held[unused:], first + unused
+    if held is not None and done < first + len(held):
+        yield results(first + len(held))
+
+
+def keep_largest(labels: Tensor, classes: Sequence[int]) -> None:
+    """Keep the largest connected component (26 neighbours) of some classes of a label map `[X, Y, Z]`, in place."""
+    for number in classes:
+        mask = (labels == number).cpu().numpy()
+        components, count = ndimage.label(mask, np.ones((3, 3, 3)))
+        if count > 1:
+            largest = 1 + np.argmax(np.bincount(components.ravel())[1:])
+            labels[torch.from_numpy(mask & (components != largest)).to(labels.device)] = 0
