@@ -30,9 +30,7 @@ class Postprocessing:
     def __post_init__(self) -> None:
         number = isinstance(self.smoothing, Real) and not isinstance(self.smoothing, bool)
         if not number or not 0 <= self.smoothing < float("inf"):
-            raise InputError(
-                f"smoothing must be 0 or a number of mm above it, got {self.smoothing!r}; give 1.5"
-            )
+            raise InputError(f"smoothing must be 0 or a number of mm above it, got {self.smoothing!r}; give 1.5")
         classes = self.largest_component
         if not isinstance(classes, list | tuple) or not all(is_whole(number, 1) for number in classes):
             raise InputError(f"largest_component must be a list of class numbers, e.g. [1, 2], got {classes!r}")

@@ -94,20 +94,25 @@ class SliceLabelInferer(Inferer):
             with torch.autocast(slices.device.type, torch.bfloat16, enabled=self.amp):
                 return network(slices, *args, **kwargs)
 
-        air = None
         channels = torch.from_numpy(neighbours(len(volume), self.context)).to(volume.device)
-        for numbers in channels.split(self.batch_size):
-            slices = volume[numbers].flatten(1, 2)  # [b, 2 * context + 1, C, X, Y] -> [b, channels, X, Y]
-            filled = slices.flatten(1).any(1)
-            if filled.all():
-                yield logits(slices)
-                continue
-            if air is None:
-                air = logits(slices.new_zeros(1, *slices.shape[1:]))
-            scores = air.repeat(len(slices), 1, 1, 1)
-            if filled.any():
-                scores[filled] = logits(slices[filled])
+        filled = volume.flatten(1).any(1)[channels].any(1)  # slices that hold more than air
+        if not filled.all():
+            air = logits(volume.new_zeros(1, channels.shape[1] * volume.shape[1], *volume.shape[2:]))
+        start = 0
+        for numbers in filled.nonzero()[:, 0].split(self.batch_size) if filled.any() else ():
+            first, end = int(numbers[0]), int(numbers[-1]) + 1
+            if start < first:
+                yield air.expand(first - start, -1, -1, -1)
+            scores = logits(
+                volume[channels[numbers]].flatten(1, 2)
+            )  # [b, 2 * context + 1, C, ...] -> [b, channels, ...]
+            if len(scores) < end - first:  # air between them
+                found, scores = scores, air.repeat(end - first, 1, 1, 1)
+                scores[numbers - first] = found
             yield scores
+            start = end
+        if start < len(volume):
+            yield air.expand(len(volume) - start, -1, -1, -1)
 
 
 class SliceStackInferer(Inferer):
