@@ -5,7 +5,7 @@ read them, so that no setting has to be given again.
 
 Format 2 holds the fields of `SegmenterConfig` (without `num_classes`), those of `ScanScaling` and `Postprocessing`,
 `class_names` and `format_version`. Format 1, of the first release, has no version, and has `fusion_start`, which
-matters only when a training starts. A missing field takes its default, which is the behaviour from before the field existed.
+matters only when a training starts. A missing field takes its default, the behaviour from before the field existed.
 """
 
 from __future__ import annotations

@@ -173,7 +173,9 @@ def test_defaults_of_a_training_are_those_of_a_model():
 def test_every_setting_of_a_model_is_handed_over_in_training():
     """A field of `SegmenterConfig` or `ScanScaling` that train.yaml forgets could not be set."""
     model = config("train.yaml")["model"]
-    handed = {key: value for part in ("network", "scaling", "classes") for key, value in model[part].items()}
+    handed = {
+        key: value for part in ("network", "scaling", "classes", "postprocessing") for key, value in model[part].items()
+    }
     assert handed == {key: f"@{key}" for key in handed}
     assert {*handed} - {"num_classes"} == {*ModelSettings().as_dict()} - {"in_channels"}
 

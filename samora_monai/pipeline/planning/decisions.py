@@ -24,6 +24,8 @@ from samora_monai.selection.patients import patients_of
 
 AXES = ("sagittal", "coronal", "axial")
 STEP = 32  # pixels; the sides of an input are multiples of it
+_SMOOTHING = 1.5  # mm; benchmarks/README.md
+_FEWEST_LABELS = 2  # that show a class in one piece
 _THICK = 1.1  # a spacing is the largest one if it is this many times the second
 _FAT = -50  # HU; below the lowest value of a normalised MR scan
 _HELD_OUT = 4  # one of so many labelled scans is held out
@@ -104,6 +106,19 @@ def choose_scaling(modality: str, facts: Sequence[ScanFacts]) -> tuple[dict[str,
         values["window"] = wide
         reason += f", widened to the labelled voxels (5 to 95 % of them are in {low:.0f} to {high:.0f})"
     return values, unused | {"window": reason}
+
+
+def choose_postprocessing(labelled: Sequence[ScanFacts]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return `smoothing` and `largest_component`, and the reason for each."""
+    values = sorted({value for scan in labelled for value in scan.label_values or () if value})
+    of_class = {value: [scan for scan in labelled if value in (scan.label_values or ())] for value in values}
+    whole = [value for value in values if all(value in scan.in_one_piece for scan in of_class[value])]
+    enough = [value for value in whole if len(of_class[value]) >= _FEWEST_LABELS]
+    reasons = {
+        "smoothing": "mm over which predictions of neighbouring slices are averaged; thick slices stay as they are",
+        "largest_component": f"classes in one piece in each of at least {_FEWEST_LABELS} labels; keep the largest",
+    }
+    return {"smoothing": _SMOOTHING, "largest_component": enough}, reasons
 
 
 def choose_slice_axis(facts: Sequence[ScanFacts]) -> tuple[int, str]:

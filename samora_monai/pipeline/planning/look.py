@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Orientation
+from scipy import ndimage
 from tqdm import tqdm
 
 from samora_monai.data import CheckCased, LoadCased, LoadUnlabeledd
@@ -22,6 +23,7 @@ from samora_monai.errors import InputError, input_error
 from samora_monai.pipeline.at_hand import cores, free_memory
 
 _MODALITY = "0008|0060"  # DICOM's Modality
+_ONE_PIECE = 0.99  # of the voxels of a class
 _SAMPLE = 1_000_000  # voxels that percentiles are estimated from
 _READERS = 8  # scans that are read at a time, at most
 _OF_A_SCAN = 4e9  # bytes, of a large labelled CT while it is read
@@ -45,6 +47,7 @@ class ScanFacts:
         label_values: values of the label map, sorted; None without a label.
         foreground: percentiles `FOREGROUND_QUANTILES` of the labelled voxels' values; None if there are none.
         seconds: time of one core to read the scan.
+        in_one_piece: values of the label map of which the largest connected component has nearly all voxels.
     """
 
     image: str
@@ -59,6 +62,7 @@ class ScanFacts:
     label_values: tuple[int, ...] | None
     foreground: tuple[float, float] | None
     seconds: float
+    in_one_piece: tuple[int, ...] = ()
 
     @property
     def is_volume(self) -> bool:
@@ -121,7 +125,20 @@ def _look(scan: Mapping[str, str]) -> ScanFacts:
         label_values=None if label is None else tuple(int(value) for value in np.unique(label.numpy())),
         foreground=cast(tuple[float, float], _percentiles(labelled, FOREGROUND_QUANTILES)) if labelled.size else None,
         seconds=time.thread_time() - start,
+        in_one_piece=() if label is None else _in_one_piece(label.numpy()[0]),
     )
+
+
+def _in_one_piece(label: np.ndarray) -> tuple[int, ...]:
+    found = []
+    for number, box in enumerate(ndimage.find_objects(label.astype(np.int32)), 1):
+        if box is None:
+            continue
+        components, _ = ndimage.label(label[box] == number, np.ones((3, 3, 3)))
+        sizes = np.bincount(components.ravel())[1:]
+        if sizes.max() >= _ONE_PIECE * sizes.sum():
+            found.append(number)
+    return tuple(found)
 
 
 def _read_labelled(scan: Mapping[str, str]) -> tuple[MetaTensor, MetaTensor]:

@@ -18,6 +18,7 @@ from samora_monai.pipeline.plan import Plan
 from samora_monai.pipeline.planning.decisions import (
     choose_classes,
     choose_modality,
+    choose_postprocessing,
     choose_scaling,
     choose_slice_axis,
     hold_out,
@@ -101,6 +102,9 @@ def make_plan(
     reasons |= {f"run.{key}": reason for key, reason in {"device": why_device, **why}.items()}
     network, stages, why = network_settings(base, scans, len(names), decoder, machine, run)
     reasons |= why
+    postprocessing, why = choose_postprocessing(labelled)
+    stages["fine_tuning"] |= postprocessing
+    reasons |= {f"stages.fine_tuning.{key}": reason for key, reason in why.items()}
     if steps is None:
         hours = hours or DEFAULT_HOURS
         rest = (data, machine, scans, run / "data", hours, start, compare)
