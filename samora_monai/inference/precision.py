@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def use_bfloat16(amp: bool | str, device: torch.device | str, network: nn.Module
 
 
 def _processor_has_bfloat16() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # none before torch 2.11
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older versions
     return any(capabilities.get(name, False) for name in _NATIVE)
 
 
