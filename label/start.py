@@ -23,6 +23,8 @@ from samora_monai.replacing import replacing
 HERE = Path(__file__).resolve().parent
 BUNDLE = HERE.parent / "bundles" / "samora_segmentation"
 SAMPLE_APP = Path(sys.prefix, "monailabel", "sample-apps", "monaibundle")
+MAIN = 'from samora_app import App  # label/modules/samora_app.py\n\n__all__ = ["App"]\n'
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def check_model(model: Path) -> ModelSettings:
@@ -58,6 +60,8 @@ def place(bundle: Path, app: Path) -> Path:
     source, served, record = bundle / "models" / "model.pt", placed / "models" / "model.pt", app / "placed.json"
     check_model(source)
     shutil.copytree(SAMPLE_APP, app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model", "__pycache__"))
+    with replacing(app / "main.py") as unfinished:
+        unfinished.write_text(MAIN)
     shutil.copytree(BUNDLE, placed, dirs_exist_ok=True, ignore=shutil.ignore_patterns("models", "eval"))
 
     if not (served.is_file() and served.samefile(source)):
@@ -128,25 +132,103 @@ def find_studies(given: str) -> str:
     return given
 
 
+def check_dicom_tools(app: Path) -> None:
+    """Check that labels can be stored as DICOM SEG; MONAI Label would otherwise download the tool from GitHub.
+
+    Raises:
+        MissingFileError: it is not installed.
+    """
+    if shutil.which("itkimage2segimage") is None and not list((app / "bin").glob("itkimage2segimage*")):
+        raise MissingFileError(
+            "no 'itkimage2segimage', which makes a DICOM SEG of each label for a DICOMweb server; install it: "
+            f"'{sys.executable} -m pip install dcmqi==1.5.7', or delete .venv-label and run 'make label'"
+        )
+
+
+def check_host(host: str) -> None:
+    """Check that a server that others reach asks who they are.
+
+    Raises:
+        InputError: it does not.
+    """
+    asks = os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").casefold() in ("1", "true", "yes", "on")
+    if host not in LOOPBACK and not asks:
+        raise InputError(
+            f"on --host {host}, everyone in the network could read the scans and change labels; set "
+            "MONAI_LABEL_AUTH_ENABLE=true and a Keycloak realm, or keep 127.0.0.1 and connect with 'ssh -L'"
+        )
+
+
+def remove_leftovers(app: Path, studies: str) -> Path:
+    """Remove the unfinished files of killed servers, and return the folder for those of this one."""
+    if "://" not in studies:
+        for unfinished in (*Path(studies).glob(".*.unfinished"), *Path(studies, "labels").glob("*/.*.unfinished")):
+            unfinished.unlink()
+    for folder in (app / "tmp").glob("*"):
+        if os.name == "posix" and not _runs(int(folder.name)):
+            shutil.rmtree(folder, ignore_errors=True)
+    own = app / "tmp" / str(os.getpid())  # the server's, which replaces this process
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return own
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def environment(app: Path, settings: ModelSettings) -> dict[str, str]:
+    """The settings of MONAI Label that are not options; a value that the user has set stays."""
+    return {
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(["*.nii.gz", "*.nii", "*.nrrd"]),
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "60",
+        "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": settings.scaling.modality}),
+        "MONAI_LABEL_SESSION_PATH": str(app / "sessions"),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="folder of a trained bundle")
     parser.add_argument("--studies", required=True, help="folder of scans; empty: phantoms of the demo")
     parser.add_argument("--app", type=Path, required=True, help="working folder of the server")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--allowed_hosts", default="", help="other names of this machine in the browser, with commas")
+    parser.add_argument("--max_upload_gb", type=float, default=4.0, help="greatest scan or label, unpacked")
     args = parser.parse_args()
     try:
         phantoms = HERE.parent / "demo" / "phantoms"
         studies = find_studies(args.studies) if args.studies else str(demo_studies(phantoms, HERE / "studies"))
-        placed = place(args.model, args.app)
+        os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+        check_host(args.host)
+        if "://" in studies:
+            check_dicom_tools(args.app)
+        else:
+            studies = str(Path(studies).resolve())
+        app = args.app.resolve()
+        placed = place(args.model, app)
     except InputError as error:
         sys.exit(f"error: {error}")
-    names = ", ".join(read_model_settings(placed / "models" / "model.pt").class_names[1:])
-    print(f"{placed.name} ({names}) on the scans in {studies}\nhttp://127.0.0.1:{args.port}", flush=True)
-    modules = (str(HERE / "modules"), os.environ.get("PYTHONPATH"))
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in modules if path)
+    settings = read_model_settings(placed / "models" / "model.pt")
+    names = ", ".join(settings.class_names[1:])
+    print(f"{placed.name} ({names}) on the scans in {studies}\nhttp://{args.host}:{args.port}", flush=True)
+    paths = (HERE / "modules", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in paths)
+    os.environ["TMPDIR"] = str(remove_leftovers(app, studies))
+    os.environ["SAMORA_LABEL_HOSTS"] = f"{args.host},{args.allowed_hosts}"
+    os.environ["SAMORA_LABEL_MAX_UPLOAD_GB"] = str(args.max_upload_gb)
+    for name, value in environment(app, settings).items():
+        os.environ.setdefault(name, value)
+    (app / "empty").mkdir(exist_ok=True)
+    os.chdir(app / "empty")  # MONAI Label opens an image's id as a file where there is one of that name
     # zoo_source and sam2: set so that MONAI Label downloads nothing
-    options = ("--app", str(args.app), "--studies", studies, "--host", "127.0.0.1", "--port", str(args.port))
+    options = ("--app", str(app), "--studies", studies, "--host", args.host, "--port", str(args.port))
     conf = ("--conf", "models", placed.name, "--conf", "zoo_source", "ngc", "--conf", "sam2", "false")
     command = [sys.executable, "-m", "monailabel.main", "start_server", *options, *conf]
     os.execv(sys.executable, [*command, "--uvicorn_app", "samora_label:app"])

@@ -1,4 +1,4 @@
-"""MONAI Label's web app with readable errors: `--uvicorn_app samora_label:app`.
+"""MONAI Label's web app behind the guard, with readable errors: `--uvicorn_app samora_label:app`.
 
 MONAI Label answers every error with "Internal Server Error" and logs a traceback of a hundred lines. Here the client
 receives `{"detail": "one sentence"}`, and the log holds the same sentence.
@@ -7,24 +7,41 @@ receives `{"detail": "one sentence"}`, and the log holds the same sentence.
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
+import threading
 from pathlib import Path
 
+import numpy as np
+import torch
 from fastapi import Request
 from fastapi.responses import JSONResponse
-from monailabel.app import app
 from monailabel.config import settings
+from monailabel.endpoints.user.auth import get_current_user
 from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.utils.app import app_instance
+from monailabel.transform.writer import write_itk
+from samora_guard import Guard, Hosts, Refusal
+from samora_guard import Request as CheckedRequest
+from samora_login import user_of_token
 
 from samora_monai.checkpoints.files import read_checkpoint
 from samora_monai.errors import InputError, MissingFileError, one_line, user_message
 
 __all__ = ["app"]
 
+hosts = Hosts(os.environ.get("SAMORA_LABEL_HOSTS", "").split(","))
+# not by the environment: MONAI Label 0.8.5 cannot print what it reads from there, and stops
+settings.MONAI_LABEL_CORS_ORIGINS = [
+    f"http://{name}:{settings.MONAI_LABEL_SERVER_PORT}" for name in sorted(hosts.names)
+]
+from monailabel.app import app as monailabel_app  # noqa: E402 - reads the origins when it is imported
+
 logger = logging.getLogger("samora_label")
 
 
-@app.exception_handler(InputError)
-@app.exception_handler(MONAILabelException)
+@monailabel_app.exception_handler(InputError)
+@monailabel_app.exception_handler(MONAILabelException)
 async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
     """Answer errors that the client can correct, in an image, label, model or setting: 400 with the reason."""
     image = request.query_params.get("image")
@@ -33,7 +50,7 @@ async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
     return _answer(request, 400, error.msg if isinstance(error, MONAILabelException) else str(error))
 
 
-@app.exception_handler(Exception)
+@monailabel_app.exception_handler(Exception)
 async def answer_failure(request: Request, error: Exception) -> JSONResponse:
     """Answer all other errors: 500 with the reason; the traceback follows in the log."""
     reason = user_message(error) or (_damaged_model() if "/infer/" in request.url.path else None)
@@ -53,3 +70,40 @@ def _damaged_model() -> str | None:
         except InputError as error:
             return str(error)
     return None
+
+
+def before(request: CheckedRequest) -> None:
+    """Complete or refuse what MONAI Label would accept and fail in later."""
+    if request.method != "POST" or request.settings is None:
+        return
+    if request.path.startswith("/batch/infer") and not torch.cuda.is_available():
+        request.settings["multi_gpu"] = False  # true is MONAI Label's default, and divides by the number of GPUs
+    if request.path.startswith("/train/"):
+        nested = [value for value in request.settings.values() if isinstance(value, dict)]
+        if any(float(given.get("val_split", 0.2)) <= 0 for given in (request.settings, *nested)):
+            raise Refusal(400, "val_split is 0 or less; a training needs a part of the labelled scans to be validated")
+        labelled = len(app_instance().datastore().get_labeled_images())
+        if labelled < 2:
+            raise Refusal(
+                409,
+                f"a training needs at least two scans with a label that is tagged 'final', one of them to validate; "
+                f"there are {labelled}: label more scans, submit their labels, and start it again",
+            )
+
+
+def warm_up() -> None:
+    """Write a tiny label, so that the first one does not wait for ITK to be loaded (4 s)."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_itk(np.zeros((2, 2, 2), np.uint8), f"{folder}/label.nrrd", np.eye(4), np.uint8, compress=False)
+
+
+if settings.MONAI_LABEL_AUTH_ENABLE:
+    monailabel_app.dependency_overrides[get_current_user] = user_of_token
+threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
+app = Guard(
+    monailabel_app,
+    hosts,
+    None if "://" in settings.MONAI_LABEL_STUDIES else Path(settings.MONAI_LABEL_STUDIES),
+    int(float(os.environ.get("SAMORA_LABEL_MAX_UPLOAD_GB", "4")) * 1e9),
+    before,
+)

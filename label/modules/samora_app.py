@@ -1,0 +1,40 @@
+"""The app that the server and its trainings load from `main.py`: MONAI Label's app for bundles, on our datastores."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import monailabel.datastore.dicom
+import monailabel.endpoints.infer
+import monailabel.interfaces.app
+from monailabel.interfaces.app import MONAILabelApp
+from samora_datastore import FreshDICOMWebDatastore, WholeFilesDatastore
+from samora_segments import dicom_seg_by_value
+
+SAMPLE_APP = Path(sys.prefix, "monailabel", "sample-apps", "monaibundle", "main.py")
+
+
+def _sample_app() -> Any:
+    spec = importlib.util.spec_from_file_location("monaibundle_main", SAMPLE_APP)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.MyApp
+
+
+# MONAI Label makes its datastores and DICOM SEG files by these names
+monailabel.interfaces.app.LocalDatastore = WholeFilesDatastore
+monailabel.interfaces.app.DICOMWebDatastore = FreshDICOMWebDatastore
+
+
+class App(_sample_app(), MONAILabelApp):  # type: ignore[misc]
+    """MONAI Label takes the class of `main.py` whose bases name `MONAILabelApp`; this must be the only one."""
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        super().__init__(app_dir, studies, conf)
+        names = {value: name for task in self._infers.values() for name, value in dict(task.labels or {}).items()}
+        for module in (monailabel.datastore.dicom, monailabel.endpoints.infer):
+            module.nifti_to_dicom_seg = dicom_seg_by_value(names)
