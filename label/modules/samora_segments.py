@@ -40,7 +40,7 @@ def entries_by_value(
         chosen = dict(enumerate(entries, 1))
     else:
         known = {value: name for value, name in classes.items() if value in values}
-        chosen = {value: dict(by_name.get(name.casefold(), {})) | {"name": name} for value, name in known.items()}
+        chosen = {value: dict(by_name.get(name.casefold(), {})) for value, name in known.items()}
         if len(known) < len(values) == len(entries):
             chosen = dict(zip(values, entries, strict=True))
     model = {"model_name": entries[0]["model_name"]} if entries and "model_name" in entries[0] else {}

@@ -123,8 +123,7 @@ class Client:
             sent.append(message)
 
         asyncio.run(app(scope, receive, answer))
-        text = sent[1]["body"].decode()
-        return sent[0]["status"], json.loads(text).get("detail", "")
+        return sent[0]["status"], json.loads(sent[1]["body"] or b"{}").get("detail", "")
 
 
 def form(*fields: tuple[str, str | None, bytes], boundary: str = "b0undary") -> tuple[bytes, str]:
@@ -132,5 +131,7 @@ def form(*fields: tuple[str, str | None, bytes], boundary: str = "b0undary") -> 
     body = b""
     for name, filename, content in fields:
         file = "" if filename is None else f'; filename="{filename}"'
-        body += f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
+        body += (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
+        )
     return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"

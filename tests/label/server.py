@@ -39,8 +39,9 @@ class Answer:
 class Server:
     """`label/start.py` on `model` and `studies`, with everything that it writes in `folder`."""
 
-    def __init__(self, folder: Path, model: Path, studies: Path) -> None:
+    def __init__(self, folder: Path, model: Path, studies: Path, *options: str, **variables: str) -> None:
         self.folder, self.model, self.studies = folder, model, studies
+        self.options, self.variables = options, variables
         self.app = folder / "app"
         self.served = self.app / "model" / NAME
         self.log = folder / "server.log"
@@ -53,8 +54,8 @@ class Server:
         (self.folder / "home").mkdir(exist_ok=True)
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*map(str, script), "--app", str(self.app), "--port", str(self.port)],
-                env=os.environ | {"HOME": str(self.folder / "home")},
+                [*map(str, script), "--app", str(self.app), "--port", str(self.port), *self.options],
+                env=os.environ | {"HOME": str(self.folder / "home")} | self.variables,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -63,7 +64,7 @@ class Server:
         while True:
             assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()[-3000:]
             try:
-                assert self.get("/info/").status == 200
+                assert self.get("/info/").status in (200, 401)
                 return
             except urllib.error.URLError:
                 time.sleep(0.2)
@@ -84,11 +85,11 @@ class Server:
             assert time.monotonic() < end, self.get("/train/").json
             time.sleep(0.2)
 
-    def get(self, path: str, **query: Any) -> Answer:
-        return self._send("GET", path, query)
+    def get(self, path: str, headers: dict[str, str] | None = None, **query: Any) -> Answer:
+        return self.send("GET", path, query, headers=headers)
 
     def post(self, path: str, content: Any, **query: Any) -> Answer:
-        return self._send("POST", path, query, json.dumps(content).encode(), "application/json")
+        return self.send("POST", path, query, json.dumps(content).encode(), "application/json")
 
     def form(self, method: str, path: str, files: dict[str, Path] | None = None, **query: Any) -> Answer:
         """A request with `files` and the parameters of inference on the CPU."""
@@ -100,7 +101,7 @@ class Server:
             parts.append(head.encode() + file.read_bytes())
         body = b"".join(b"--" + boundary.encode() + b"\r\n" + part + b"\r\n" for part in parts)
         body += b"--" + boundary.encode() + b"--\r\n"
-        return self._send(method, path, query, body, f"multipart/form-data; boundary={boundary}")
+        return self.send(method, path, query, body, f"multipart/form-data; boundary={boundary}")
 
     def infer(self, image: str, file: Path) -> Path:
         """Write the predicted label of `image` to `file`."""
@@ -119,11 +120,17 @@ class Server:
             time.sleep(0.5)
         return task
 
-    def _send(
-        self, method: str, path: str, query: dict[str, Any], body: bytes | None = None, kind: str | None = None
+    def send(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any],
+        body: bytes | None = None,
+        kind: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Answer:
         address = f"http://127.0.0.1:{self.port}{path}?{urllib.parse.urlencode(query)}"
-        headers = {} if kind is None else {"Content-Type": kind}
+        headers = (headers or {}) | ({} if kind is None else {"Content-Type": kind})
         request = urllib.request.Request(address, body, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:

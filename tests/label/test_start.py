@@ -11,9 +11,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from samora_monai.checkpoints import ModelSettings
 from samora_monai.errors import MissingFileError
 from samora_monai.synthetic.phantoms import CLASS_NAMES, write_phantoms
-from tests.label.models import write_model
+from tests.label.models import HEADER, SAMORA, write_model
 from tests.label.server import ROOT
 from tests.tiny import refused
 
@@ -94,3 +95,48 @@ def test_studies_of_the_demo_are_copied_once(start: ModuleType, tmp_path: Path):
     assert len(list(start.demo_studies(data, studies).glob("*.nii.gz"))) == 3  # not changed
     with refused("no scans in", "'make demo'", error=MissingFileError):
         start.demo_studies(data, tmp_path / "other")
+
+
+def test_mr_models_list_mr_series(start: ModuleType, tmp_path: Path):
+    """And lists are a minute old at most."""
+    for modality in ("CT", "MR"):
+        settings = ModelSettings.from_dict(HEADER | SAMORA | {"modality": modality})
+        variables = start.environment(tmp_path, settings)
+        assert json.loads(variables["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"]) == {"Modality": modality}
+        assert int(variables["MONAI_LABEL_DICOMWEB_CACHE_EXPIRY"]) <= 60
+
+
+def test_a_server_for_others_asks_who_they_are(start: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MONAI_LABEL_AUTH_ENABLE", raising=False)
+    for host in ("127.0.0.1", "localhost", "::1"):
+        start.check_host(host)
+    for host in ("0.0.0.0", "::", "192.168.0.7", "", "127.0.0.1.example"):
+        with refused("everyone in the network", "MONAI_LABEL_AUTH_ENABLE=true", "ssh -L"):
+            start.check_host(host)
+    monkeypatch.setenv("MONAI_LABEL_AUTH_ENABLE", "True")
+    start.check_host("0.0.0.0")
+
+
+def test_a_missing_dicom_tool_stops_the_start(start: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """MONAI Label would download it."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with refused("no 'itkimage2segimage'", "pip install dcmqi", error=MissingFileError):
+        start.check_dicom_tools(tmp_path)
+    (tmp_path / "itkimage2segimage").touch(0o755)
+    start.check_dicom_tools(tmp_path)
+
+
+def test_only_unfinished_files_of_killed_servers_are_removed(start: ModuleType, tmp_path: Path):
+    app, studies = tmp_path / "app", tmp_path / "studies"
+    left = [
+        studies / ".ab.unfinished",
+        studies / "labels" / "final" / ".cd.unfinished",
+        app / "tmp" / "4194305" / "x.nii",
+    ]
+    kept = [studies / "a.nii.gz", studies / "labels" / "final" / "a.nii.gz", app / "tmp" / "1" / "y.nii"]
+    for path in (*left, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    own = start.remove_leftovers(app, str(studies))
+    assert own.is_dir() and own.stat().st_mode & 0o077 == 0
+    assert not any(path.exists() for path in left) and all(path.exists() for path in kept)

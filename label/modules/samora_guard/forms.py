@@ -86,7 +86,7 @@ def _checked_text(name: str, part: Part) -> str:
         raise Refusal(413, f"field {shown(name)} has more than {MAX_JSON} bytes")
     text = part[:]
     if name == "client_id":
-        return str(check_parameters({name: text.decode("ascii", "replace")})[name])
+        return str(check_parameters({name: text.decode("utf-8", "replace")})[name])
     value = read_json(text, f"field {name!r}")
     return json.dumps(check_parameters(value) if name == "params" else check_info(value))
 

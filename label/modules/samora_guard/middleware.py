@@ -100,7 +100,10 @@ class Guard:
                 logger.exception("the guard failed")
                 await _answer(scope, send, 500, "the request could not be checked; see the server's log")
                 return
-            await self.app(_rewritten(scope, request), _Replay(request, receive), _with_safety(send))
+            if request.path == "/":
+                await _lead_to(send, "/info/" if self.studies is not None else "/ohif/")
+            else:
+                await self.app(_rewritten(scope, request), _Replay(request, receive), _with_safety(send))
         finally:
             if body is not None:
                 body.close()
@@ -120,6 +123,8 @@ class Guard:
         if path.startswith("/proxy/") and self.studies is not None:
             raise Refusal(404, "the scans are in a folder, not on a DICOMweb server; OHIF needs STUDIES=http://...")
         query = read_query(scope["query_string"], route)
+        if path == "/logs/":
+            query["text"] = "true"  # as a page, it executes scripts of other sites
         check_id = check_series if self.studies is None else check_image_id
         for key in (key for key in query if route.query.get(key) is IMAGE):
             query[key] = check_id(query[key])
@@ -209,6 +214,12 @@ def _with_safety(send: Send) -> Send:
         await send(message)
 
     return send_safely
+
+
+async def _lead_to(send: Send, address: str) -> None:
+    headers = [(b"location", address.encode("ascii")), (b"content-length", b"0"), *_SAFETY]
+    await send({"type": "http.response.start", "status": 307, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _answer(scope: Scope, send: Send, status: int, reason: str) -> None:

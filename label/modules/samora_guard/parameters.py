@@ -71,7 +71,7 @@ def check_parameters(given: dict[str, Any], words: bool = False, nested: bool = 
         raise Refusal(400, f"at most 200 settings are expected; got {len(given)}")
     checked = {}
     for key, value in given.items():
-        if nested and isinstance(value, dict):
+        if nested and isinstance(value, dict) and key not in _RESERVED and key not in _CHECKS:
             checked[check_word(key, "a model's or method's name")] = check_parameters(value, words)
             continue
         if _KEY.fullmatch(key) is None or key in _RESERVED:
@@ -124,6 +124,13 @@ def _name(value: Any, key: str) -> None:
     """A name for people, as of an organ: it is a part of no path."""
     if not isinstance(value, str) or re.fullmatch(r"(\w[\w .,()+-]{0,199})?", value) is None or ".." in value:
         raise Refusal(400, f"setting {shown(key)} is a name of letters, digits and spaces; got {shown(value)}")
+
+
+def _text(value: Any, key: str) -> None:
+    """A line that is only stored."""
+    if not isinstance(value, str):
+        raise Refusal(400, f"setting {shown(key)} is a text; got {shown(value)}")
+    _text_in(value, key)
 
 
 def _one_of(*choices: Any) -> Callable[[Any, str], None]:
@@ -181,7 +188,7 @@ def _label_info(value: Any, key: str) -> None:
 
 _BOOLEAN = _one_of(True, False)
 _CHECKS: dict[str, Callable[[Any, str], None]] = {
-    "client_id": _matching(r"[A-Za-z0-9_.@:-]{0,100}", "a word of at most 100 characters"),
+    "client_id": _text,
     "device": _matching(r"[A-Za-z][A-Za-z0-9 ().:_-]{0,80}", "cpu, cuda, cuda:N or the name of a GPU"),
     "force_multi_gpu": _BOOLEAN,
     "gpus": _matching(r"(all|[0-9]{1,2}(,[0-9]{1,2}){0,15}|)", "'all' or numbers with commas"),

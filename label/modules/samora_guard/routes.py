@@ -1,7 +1,7 @@
 """The addresses that the server answers, and what each of them takes; every other one is refused.
 
 Not among them: uploads of model files (`PUT /model/...`: a model comes from a training or from `make label`), deletion
-of models, inference on whole-slide images, and `/reload`.
+of models, inference on whole-slide images, `/reload`, and the API's own pages, which execute scripts of other sites.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ _LABEL = {"label": IMAGE, "tag": check_tag}
 _GET, _HEAD, _PUT, _POST, _DELETE = ("GET",), ("HEAD",), ("PUT",), ("POST",), ("DELETE",)
 
 ROUTES = (
-    Route(_GET, "/", page=True, query=_ANY),
-    Route(_GET, r"/(docs|openapi\.json|favicon\.ico)", page=True),
+    Route(_GET, "/", page=True),
+    Route(_GET, r"/(openapi\.json|favicon\.ico)", page=True),
     Route(("GET", "HEAD"), f"/static/{_FILES}", page=True, query=_ANY),
     Route(_GET, f"/ohif/{_FILES}", page=True, query=_ANY),
     Route(_GET, "/info/"),
@@ -145,7 +145,7 @@ ROUTES = (
     Route(_PUT, "/datastore/updatelabelinfo", _LABEL, fields=frozenset(("params",)), needs=("label", "tag")),
     Route(_GET, "/datastore/dataset", {"limit_cases": _COUNT}),
     Route(_GET, _DICOM, _ANY),
-    Route(_POST, r"/proxy/dicom/(stow/)?studies(/[0-9.]{1,64})?/?", body="dicom"),
+    Route(_POST, r"/proxy/dicom/(stow/)?studies(/[0-9]+(\.[0-9]+){1,63})?/?", body="dicom"),
 )
 
 
@@ -169,7 +169,7 @@ def find_route(method: str, path: str) -> tuple[Route, str]:
                 break
     if known:
         raise Refusal(405, f"{shown(method)} is not a method of {shown(path)}")
-    raise Refusal(404, f"the server has no address {shown(path)}; GET / lists those that it has")
+    raise Refusal(404, f"the server has no address {shown(path)}; GET /openapi.json lists those of MONAI Label")
 
 
 def read_query(query: bytes, route: Route) -> dict[str, str]:
