@@ -66,4 +66,4 @@ label: $(LABEL_VENV)/.installed
 	$(LABEL_VENV)/bin/python label/start.py --model "$(MODEL)" --studies "$(STUDIES)" --app "$(APP)" --port $(PORT)
 
 test-label: setup $(LABEL_VENV)/.installed
-	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(BIN)/python -m pytest tests/label/server_checks.py
+	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(BIN)/python -m pytest tests/label/server_checks.py tests/label/guard_checks.py

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import monailabel.datastore.dicom
 import monailabel.endpoints.infer
 import monailabel.interfaces.app
+import numpy as np
 from monailabel.interfaces.app import MONAILabelApp
+from monailabel.transform.writer import write_itk
 from samora_datastore import FreshDICOMWebDatastore, WholeFilesDatastore
 from samora_segments import dicom_seg_by_value
 
@@ -38,3 +42,14 @@ class App(_sample_app(), MONAILabelApp):  # type: ignore[misc]
         names = {value: name for task in self._infers.values() for name, value in dict(task.labels or {}).items()}
         for module in (monailabel.datastore.dicom, monailabel.endpoints.infer):
             module.nifti_to_dicom_seg = dicom_seg_by_value(names)
+
+    def on_init_complete(self) -> None:
+        """Called in the server only. Not earlier: MONAI goes through the loaded modules while it reads configs."""
+        super().on_init_complete()
+        threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
+
+
+def warm_up() -> None:
+    """Write a tiny label, so that the first one does not wait for ITK to be loaded (4 s)."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_itk(np.zeros((2, 2, 2), np.uint8), f"{folder}/label.nrrd", np.eye(4), np.uint8, compress=False)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-import threading
 from pathlib import Path
 
-import numpy as np
 import torch
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -20,7 +17,6 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import get_current_user
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
-from monailabel.transform.writer import write_itk
 from samora_guard import Guard, Hosts, Refusal
 from samora_guard import Request as CheckedRequest
 from samora_login import user_of_token
@@ -91,15 +87,8 @@ def before(request: CheckedRequest) -> None:
             )
 
 
-def warm_up() -> None:
-    """Write a tiny label, so that the first one does not wait for ITK to be loaded (4 s)."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_itk(np.zeros((2, 2, 2), np.uint8), f"{folder}/label.nrrd", np.eye(4), np.uint8, compress=False)
-
-
 if settings.MONAI_LABEL_AUTH_ENABLE:
     monailabel_app.dependency_overrides[get_current_user] = user_of_token
-threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
 app = Guard(
     monailabel_app,
     hosts,

@@ -139,7 +139,8 @@ def test_settings_are_not_executed(server: Server):
 
 
 def test_ten_gigabytes_are_not_waited_for(server: Server):
-    head = b"PUT /datastore/image?image=big HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    head = b"PUT /datastore/image?image=big HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=b\r\n"
     assert sent_raw(server, head + b"Content-Length: 10000000000\r\n\r\n")[0] == 413
     piece = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
     status, sent = sent_raw(server, head + b"Transfer-Encoding: chunked\r\n\r\n", piece)
@@ -201,8 +202,8 @@ def half_a_submission(server: Server, label: Path) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", server.port), 30)
     head = 'Content-Disposition: form-data; name="label"; filename="l.nii.gz"'
     body = f"--b\r\n{head}\r\n\r\n".encode() + label.read_bytes()
-    request = f"PUT /datastore/label?image=phantom_003&tag=final HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body) + 9}"
-    request += "\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
+    request = "PUT /datastore/label?image=phantom_003&tag=final HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    request += f"Content-Length: {len(body) + 9}\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n"
     connection.sendall(request.encode() + body)
     return connection
 
@@ -252,7 +253,7 @@ def test_a_kill_leaves_whole_files_and_a_server_that_starts(server: Server, data
     json.loads((server.studies / "datastore_v2.json").read_text())
     for path in server.studies.rglob("*.nii.gz"):
         np.asanyarray(nib.load(path).dataobj)  # whole
-    assert not [path for path in server.studies.rglob("*.unfinished")]
+    assert not list(server.studies.rglob("*.unfinished"))
     assert len(list((server.app / "tmp").iterdir())) == 1
     assert (server.served / "models" / "model.pt").read_bytes() == model
     status = server.get("/info/").json["datastore"]
@@ -274,7 +275,8 @@ def token(role, key=own, algorithm="RS256", seconds=600, **claims):
     return jwt.encode(claims, key, algorithm=algorithm)
 print(json.dumps({
     "public": public.decode(), "user": token("monailabel-user"), "admin": token("monailabel-admin"),
-    "annotator": token("monailabel-annotator"), "nobody": token("guest"), "expired": token("monailabel-admin", seconds=-9),
+    "annotator": token("monailabel-annotator"), "nobody": token("guest"),
+    "expired": token("monailabel-admin", seconds=-9),
     "forged": token("monailabel-admin", other), "hmac": token("monailabel-admin", "k" * 32, "HS256"),
     "none": token("monailabel-admin", None, "none"), "for ever": jwt.encode({"preferred_username": "u"}, own, "RS256"),
 }))
