@@ -18,6 +18,8 @@ from monailabel.transform.writer import write_itk
 from samora_datastore import FreshDICOMWebDatastore, WholeFilesDatastore
 from samora_segments import dicom_seg_by_value
 
+from samora_monai.checkpoints import read_model_settings
+
 SAMPLE_APP = Path(sys.prefix, "monailabel", "sample-apps", "monaibundle", "main.py")
 
 
@@ -39,9 +41,10 @@ class App(_sample_app(), MONAILabelApp):  # type: ignore[misc]
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         super().__init__(app_dir, studies, conf)
-        names = {value: name for task in self._infers.values() for name, value in dict(task.labels or {}).items()}
+        model = Path(app_dir, "model", "samora_segmentation", "models", "model.pt")
+        names = read_model_settings(model).class_names if model.is_file() else ()
         for module in (monailabel.datastore.dicom, monailabel.endpoints.infer):
-            module.nifti_to_dicom_seg = dicom_seg_by_value(names)
+            module.nifti_to_dicom_seg = dicom_seg_by_value(dict(enumerate(names)))
 
     def on_init_complete(self) -> None:
         """Called in the server only. Not earlier: MONAI goes through the loaded modules while it reads configs."""
