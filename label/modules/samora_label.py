@@ -10,8 +10,9 @@ import logging
 import os
 from pathlib import Path
 
+import requests
 import torch
-from fastapi import Request
+from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import get_current_user
@@ -44,6 +45,14 @@ async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
     if image and isinstance(error, MissingFileError):  # MONAI Label gives an unknown image the path ""
         return _answer(request, 404, f"no image {image!r} among the studies; GET /datastore/?output=all lists them")
     return _answer(request, 400, error.msg if isinstance(error, MONAILabelException) else str(error))
+
+
+@monailabel_app.exception_handler(requests.HTTPError)
+async def answer_other_server(request: Request, error: requests.HTTPError) -> JSONResponse:
+    """Answer refusals of Keycloak, and of a DICOMweb server."""
+    if request.url.path == "/auth/token":
+        return _answer(request, 401, "the login is refused; are name and password right?")
+    return _answer(request, 502, one_line(error))
 
 
 @monailabel_app.exception_handler(Exception)
@@ -87,6 +96,17 @@ def before(request: CheckedRequest) -> None:
             )
 
 
+def admit(headers: dict[str, list[str]]) -> None:
+    """Refuse a body of someone without a login before it is read; MONAI Label would read it first."""
+    scheme, _, token = headers.get("authorization", [""])[0].partition(" ")
+    if scheme.casefold() != "bearer":
+        raise Refusal(401, "a login is needed; get a token: POST /auth/token with username and password")
+    try:
+        user_of_token(token)
+    except HTTPException as error:
+        raise Refusal(401, str(error.detail)) from error
+
+
 if settings.MONAI_LABEL_AUTH_ENABLE:
     monailabel_app.dependency_overrides[get_current_user] = user_of_token
 app = Guard(
@@ -94,5 +114,6 @@ app = Guard(
     hosts,
     None if "://" in settings.MONAI_LABEL_STUDIES else Path(settings.MONAI_LABEL_STUDIES),
     int(float(os.environ.get("SAMORA_LABEL_MAX_UPLOAD_GB", "4")) * 1e9),
-    before,
+    hook=before,
+    admit=admit if settings.MONAI_LABEL_AUTH_ENABLE else None,
 )

@@ -83,6 +83,7 @@ class Client:
     names: tuple[str, ...] = ()
     hook: Callable[[Any], None] | None = None
     limit: int = LIMIT
+    admit: Callable[[Any], None] | None = None
     behind: Behind = field(default_factory=Behind)
 
     def send(
@@ -96,7 +97,9 @@ class Client:
     ) -> tuple[int, str]:
         """Send a request as uvicorn hands it on; return the status and the reason."""
         guard = load_guard()
-        app = guard.Guard(self.behind, guard.Hosts(self.names), self.studies, self.limit, self.hook, patience)
+        app = guard.Guard(
+            self.behind, guard.Hosts(self.names), self.studies, self.limit, self.hook, self.admit, patience
+        )
         raw, _, query = address.partition("?")
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         named |= {} if host is None else {"host": host}

@@ -298,7 +298,14 @@ def realm(tokens: dict[str, str]) -> Iterator[str]:
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps({"realm": "monailabel", "public_key": key}).encode())
+            answer = {"public_key": key, "token_endpoint": f"http://{self.headers['Host']}/token"}
+            self.wfile.write(json.dumps(answer).encode())
+
+        def do_POST(self) -> None:
+            known = b"password=right" in self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200 if known else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps({"access_token": tokens["user"], "token_type": "Bearer"}).encode())
 
     keycloak = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Realm)
     threading.Thread(target=keycloak.serve_forever, daemon=True).start()
@@ -325,6 +332,11 @@ def test_logins_are_asked_for_and_roles_hold(data: Path, tokens: dict[str, str],
         assert (server.studies / "phantom_001.nii.gz").exists()
         assert status("admin", "GET", f"/model/{NAME}") == 200
         assert server.get("/auth/").json["enabled"] is True
+        form = "application/x-www-form-urlencoded"
+        answer = server.send("POST", "/auth/token", {}, b"username=u&password=right", form)
+        assert status(answer.json["access_token"], "GET", "/auth/token/valid") == 200
+        assert server.send("POST", "/auth/token", {}, b"username=u&password=wrong", form).status == 401
+        assert server.form("PUT", "/datastore/label", image="phantom_001").status == 401
     finally:
         server.stop()
 

@@ -314,6 +314,23 @@ def test_the_hook_completes_and_refuses(tmp_path: Path):
     assert client.behind.seen[0].json == {"multi_gpu": False}
 
 
+def test_without_a_login_no_body_is_read(tmp_path: Path):
+    guard = load_guard()
+
+    def admit(headers: dict[str, list[str]]) -> None:
+        if headers.get("authorization") != ["Bearer t"]:
+            raise guard.Refusal(401, "a login is needed")
+
+    client = Client(tmp_path, admit=admit)
+    body = iter([b"--b"])
+    kind = "multipart/form-data; boundary=b"
+    for address in (UPLOAD, "/session/", "/datastore/label?image=a"):
+        assert refused(client, "PUT", address, body=body, content_type=kind, status=401) == "a login is needed"
+    assert next(body) == b"--b"
+    assert client.send("POST", f"/train/{MODEL}", authorization="Bearer t")[0] == 200
+    assert client.send("POST", "/auth/token", b"x=1", content_type="application/x-www-form-urlencoded")[0] == 200
+
+
 # ---- sizes
 
 

@@ -62,6 +62,7 @@ class Guard:
         studies: folder of scans, or None for those of a DICOMweb server.
         max_upload: greatest number of bytes of a body, and of an unpacked volume.
         hook: called in a thread with each checked request; it may change the settings or raise `Refusal`.
+        admit: called in a thread with the headers of a request, before its body is read; it may raise `Refusal`.
         patience: seconds that a body may stop.
     """
 
@@ -72,10 +73,11 @@ class Guard:
         studies: Path | None,
         max_upload: int,
         hook: Callable[[Request], None] | None = None,
+        admit: Callable[[dict[str, list[str]]], None] | None = None,
         patience: float = PATIENCE,
     ) -> None:
         self.app, self.hosts, self.studies = app, hosts, studies
-        self.max_upload, self.hook, self.patience = max_upload, hook, patience
+        self.max_upload, self.hook, self.admit, self.patience = max_upload, hook, admit, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -90,6 +92,8 @@ class Guard:
         try:
             try:
                 route, request, headers = self._address(scope)
+                if self.admit is not None and (route.fields or route.body not in ("", "login")):
+                    await asyncio.to_thread(self.admit, headers)
                 limit = self.max_upload if route.fields or route.body == "dicom" else MAX_JSON if route.body else 0
                 body = await read_body(receive, headers, limit, self.patience)
                 await asyncio.to_thread(self._content, route, request, headers, body)
