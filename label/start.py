@@ -164,6 +164,11 @@ def remove_leftovers(app: Path, studies: str) -> Path:
     if "://" not in studies:
         for unfinished in (*Path(studies).glob(".*.unfinished"), *Path(studies, "labels").glob("*/.*.unfinished")):
             unfinished.unlink()
+    for folder in (app / "sessions").glob("*"):  # with a session without notes, MONAI Label does not start
+        try:
+            json.loads((folder / "meta.info").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
     for folder in (app / "tmp").glob("*"):
         if os.name == "posix" and not _runs(int(folder.name)):
             shutil.rmtree(folder, ignore_errors=True)

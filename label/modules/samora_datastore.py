@@ -20,6 +20,8 @@ from typing import Any
 from filelock import FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from monailabel.datastore.utils.dicom import dicom_web_download_series
+from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
 logger = logging.getLogger("samora_label")
@@ -81,6 +83,30 @@ class WholeFilesDatastore(LocalDatastore):  # type: ignore[misc]
 
 class FreshDICOMWebDatastore(DICOMWebDatastore, WholeFilesDatastore):  # type: ignore[misc]
     """Series on a DICOMweb server, and copies of them in a folder."""
+
+    def get_image_uri(self, image_id: str) -> str:
+        self._fetch(image_id, self._datastore.image_path())
+        return str(super().get_image_uri(image_id))
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        if label_tag == DefaultLabelTag.FINAL and image_id:
+            self._fetch(label_id, self._datastore.label_path(label_tag))
+        return str(super().get_label_uri(label_id, label_tag, image_id))
+
+    def _fetch(self, series: str, folder: str) -> None:
+        """Download a series as a whole; MONAI Label takes whatever files are in its folder."""
+        place = Path(folder, series)
+        if place.is_dir() and any(place.iterdir()):
+            return
+        unfinished = place.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
+        try:
+            dicom_web_download_series(None, series, str(unfinished), self._client, self._fetch_by_frame)
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(unfinished, place)
+        except IndexError as error:  # of the list of such series
+            raise ImageNotFoundException(f"no series {series!r} on the DICOMweb server") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def save_label(self, *args: Any, **kwargs: Any) -> str:
         label_id = super().save_label(*args, **kwargs)

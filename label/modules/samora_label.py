@@ -16,7 +16,7 @@ from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import get_current_user
-from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 from samora_guard import Guard, Hosts, Refusal
 from samora_guard import Request as CheckedRequest
@@ -44,7 +44,8 @@ async def answer_mistake(request: Request, error: Exception) -> JSONResponse:
     image = request.query_params.get("image")
     if image and isinstance(error, MissingFileError):  # MONAI Label gives an unknown image the path ""
         return _answer(request, 404, f"no image {image!r} among the studies; GET /datastore/?output=all lists them")
-    return _answer(request, 400, error.msg if isinstance(error, MONAILabelException) else str(error))
+    reason = error.msg if isinstance(error, MONAILabelException) else str(error)
+    return _answer(request, 404 if isinstance(error, ImageNotFoundException) else 400, reason)
 
 
 @monailabel_app.exception_handler(requests.HTTPError)

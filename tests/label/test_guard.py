@@ -10,6 +10,7 @@ import pytest
 from tests.label.asgi import Client, load_guard
 
 MODEL = "samora_segmentation"
+JSON = {"content_type": "application/json"}
 WITH_IMAGE = {
     "infer": ("POST", f"/infer/{MODEL}?image="),
     "upload": ("PUT", "/datastore/image?image="),
@@ -135,7 +136,7 @@ def test_links_out_of_the_studies_are_not_followed(tmp_path: Path):
     for method, address in links(tmp_path / "studies", tmp_path / "outside"):
         got, reason = client.send(method, address)
         assert got == 403 or (got == 400 and "states no" in reason), (address, got, reason)
-    assert not client.behind.seen
+    refused(client, "POST", f"/batch/infer/{MODEL}", status=403, body=b'{"label_tag": "other"}', **JSON)
     assert client.send("GET", "/datastore/image?image=absent")[0] == 200
 
 

@@ -164,6 +164,7 @@ def with_shape(*shape: int) -> bytes:
         "another member": ("x.nii.gz", SCAN + b"#!/bin/sh", 400),
         "bomb behind the voxels": ("x.nii.gz", gzip.compress(NIFTI + bytes(LIMIT * 20)), 413),
         "bomb in members": ("x.nii.gz", SCAN + gzip.compress(bytes(LIMIT)) * 3, 413),
+        "very many members": ("x.nii.gz", SCAN + gzip.compress(b"") * 80_000, 400),
         "huge shape": ("x.nii", with_shape(30000, 30000, 30000), 413),
         "no voxels": ("x.nii", with_shape(0, 4, 4), 400),
         "negative": ("x.nii", with_shape(-4, 4, 4), 400),

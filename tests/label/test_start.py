@@ -137,6 +137,10 @@ def test_only_unfinished_files_of_killed_servers_are_removed(start: ModuleType, 
     for path in (*left, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    (app / "sessions" / "killed").mkdir(parents=True)
+    (app / "sessions" / "whole").mkdir()
+    (app / "sessions" / "whole" / "meta.info").write_text("{}")
     own = start.remove_leftovers(app, str(studies))
+    assert [folder.name for folder in (app / "sessions").iterdir()] == ["whole"]
     assert own.is_dir() and own.stat().st_mode & 0o077 == 0
     assert not any(path.exists() for path in left) and all(path.exists() for path in kept)

@@ -161,7 +161,9 @@ class Guard:
             raise Refusal(400, "the request states no 'image', 'session_id' or 'file'")
         if self.studies is not None:
             ids = [value for key, value in request.query.items() if route.query.get(key) is IMAGE]
-            check_inside(self.studies, ids[0] if ids else None, request.query.get("tag"))
+            settings = request.settings if form is None else json.loads(form.texts.get("params", "{}"))
+            for tag in (request.query.get("tag"), (settings or {}).get("label_tag")):
+                check_inside(self.studies, ids[0] if ids else None, tag)
         if self.hook is not None:
             self.hook(request)
         if request.settings is not None:
@@ -231,5 +233,6 @@ async def _answer(scope: Scope, send: Send, status: int, reason: str) -> None:
     logger.warning("error: %s %s: %s", scope["method"], address, reason)
     body = json.dumps({"detail": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *_SAFETY]
+    headers.append((b"connection", b"close"))  # the body may be unread
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -120,6 +120,6 @@ def check_inside(studies: Path, image: str | None, tag: str | None) -> None:
     labels = [studies / "labels", *([studies / "labels" / tag] if tag else [])]
     folders = [studies, *labels, studies / "labels" / "final", studies / "labels" / "original"]
     files = [folder / f"{image}{suffix}" for folder in folders for suffix in ("", *SUFFIXES)] if image else []
-    for path in (*labels, *files):
+    for path in (*folders, *files):
         if not path.resolve().is_relative_to(root):
             raise Refusal(403, f"{shown(path.name)} is a link out of the folder of studies; put a copy there instead")

@@ -76,9 +76,9 @@ def check_parameters(given: dict[str, Any], words: bool = False, nested: bool = 
             continue
         if _KEY.fullmatch(key) is None or key in _RESERVED:
             raise Refusal(400, f"{shown(key)} is not a setting of a request")
-        if value is None:
-            checked[key] = None
-        elif key in _CHECKS:
+        if value is None:  # as if it were not stated
+            continue
+        if key in _CHECKS:
             _CHECKS[key](value, key)
             checked[key] = value
         elif _plain(value) or (words and isinstance(value, str) and (not value or check_word(value, key))):

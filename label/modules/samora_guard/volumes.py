@@ -19,6 +19,7 @@ from nibabel.nifti2 import Nifti2Header
 from samora_guard.refusal import Refusal, shown
 
 CHUNK = 1 << 20
+_MAX_MEMBERS = 50_000
 _SLACK = 1 << 20  # bytes that may follow the voxels, as padding
 _NRRD_TYPES = {
     1: ("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"),
@@ -107,15 +108,15 @@ def _check_count(shape: list[int], stated: int, found: int, suffix: str, limit: 
         raise Refusal(400, f"the uploaded {suffix} file holds more than the volume that its header states")
 
 
-def _pieces(data: Bytes, start: int = 0) -> Iterator[bytes]:
-    for position in range(start, len(data), CHUNK):
-        yield data[position : position + CHUNK]
+def _pieces(data: Bytes, start: int = 0, size: int = CHUNK) -> Iterator[bytes]:
+    for position in range(start, len(data), size):
+        yield data[position : position + size]
 
 
 def _unpacked(data: Bytes, start: int = 0) -> Iterator[bytes]:
-    """Unpack gzip in pieces of at most `CHUNK` bytes; of several members, as `gzip` writes them, each."""
-    reader, rest = zlib.decompressobj(wbits=31), b""
-    pieces = _pieces(data, start)
+    """Unpack gzip in pieces of at most `CHUNK` bytes; of several members, as `bgzip` writes them, each."""
+    reader, rest, members = zlib.decompressobj(wbits=31), b"", 1
+    pieces = _pieces(data, start, 1 << 16)  # small, as zlib copies what follows each member
     try:
         while rest or (rest := next(pieces, b"")):
             yield reader.decompress(rest, CHUNK)
@@ -124,7 +125,9 @@ def _unpacked(data: Bytes, start: int = 0) -> Iterator[bytes]:
                 rest = reader.unused_data or next(pieces, b"")
                 if not rest.strip(b"\0"):
                     return
-                reader = zlib.decompressobj(wbits=31)
+                reader, members = zlib.decompressobj(wbits=31), members + 1
+                if members > _MAX_MEMBERS:
+                    raise Refusal(400, f"the uploaded file has more than {_MAX_MEMBERS} parts of gzip data")
         if not reader.eof:
             yield reader.flush()
     except zlib.error as error:
