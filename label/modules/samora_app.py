@@ -16,7 +16,7 @@ import numpy as np
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.transform.writer import write_itk
 from samora_datastore import FreshDICOMWebDatastore, WholeFilesDatastore
-from samora_segments import dicom_seg_by_value
+from samora_segments import dicom_seg_by_value, label_by_name
 
 from samora_monai.checkpoints import read_model_settings
 
@@ -43,8 +43,10 @@ class App(_sample_app(), MONAILabelApp):  # type: ignore[misc]
         super().__init__(app_dir, studies, conf)
         model = Path(app_dir, "model", "samora_segmentation", "models", "model.pt")
         names = read_model_settings(model).class_names if model.is_file() else ()
+        classes = {value: name for value, name in enumerate(names) if value}
         for module in (monailabel.datastore.dicom, monailabel.endpoints.infer):
-            module.nifti_to_dicom_seg = dicom_seg_by_value(dict(enumerate(names)))
+            module.nifti_to_dicom_seg = dicom_seg_by_value(classes)
+        monailabel.datastore.dicom.dicom_to_nifti = label_by_name(classes)
 
     def on_init_complete(self) -> None:
         """Called in the server only. Not earlier: MONAI goes through the loaded modules while it reads configs."""

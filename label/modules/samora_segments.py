@@ -1,7 +1,8 @@
-"""Names of the segments of a DICOM SEG, by the value of each voxel.
+"""Names and values of the segments of a DICOM SEG.
 
 MONAI Label gives the entry at position i of the client's list to the i-th value that is present. Where an organ is
-absent from a scan, every later one would have the name of its neighbour. Here a name belongs to a value.
+absent from a scan, every later one would have the name of its neighbour. Here a name belongs to a value, and, as a
+DICOM SEG numbers its segments without gaps, a value to a name when it is read.
 """
 
 from __future__ import annotations
@@ -67,3 +68,40 @@ def dicom_seg_by_value(classes: Mapping[int, str]) -> Callable[..., str]:
         return str(file)
 
     return write
+
+
+def label_by_name(classes: Mapping[int, str]) -> Callable[..., str]:
+    """Return MONAI Label's function that converts a series, with the classes' values for those of a DICOM SEG.
+
+    Its result raises `InputError` if the SEG has a segment that is no class.
+    """
+    import pydicom
+    import SimpleITK
+    from monailabel.datastore.utils.convert import dicom_to_nifti
+
+    values = {name.casefold(): value for value, name in classes.items()}
+
+    @functools.wraps(dicom_to_nifti)
+    def convert(series: str, is_seg: bool = False) -> str:
+        file = str(dicom_to_nifti(series, is_seg))
+        if not is_seg or not values:
+            return file
+        part = next(path for path in sorted(Path(series).iterdir()) if path.is_file())
+        segments = pydicom.dcmread(part, stop_before_pixels=True).SegmentSequence
+        by_number = {int(segment.SegmentNumber): str(segment.SegmentLabel) for segment in segments}
+        if unknown := [name for name in by_number.values() if name.casefold() not in values]:
+            raise InputError(
+                f"segment {unknown[0]!r} of the DICOM SEG in '{series}' is no class of the model, which has "
+                f"{', '.join(classes.values())}; remove that SEG from the server, or rename its segment"
+            )
+        label = SimpleITK.ReadImage(file)
+        found = SimpleITK.GetArrayFromImage(label)
+        renumbered = np.zeros_like(found)
+        for number, name in by_number.items():
+            renumbered[found == number] = values[name.casefold()]
+        image = SimpleITK.GetImageFromArray(renumbered)
+        image.CopyInformation(label)
+        SimpleITK.WriteImage(image, file, True)
+        return file
+
+    return convert
