@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,13 @@ class App(_sample_app(), MONAILabelApp):  # type: ignore[misc]
         monailabel.datastore.dicom.dicom_to_nifti = label_by_name(classes)
 
     def on_init_complete(self) -> None:
-        """Called in the server only. Not earlier: MONAI goes through the loaded modules while it reads configs."""
+        """Called in the server only, before it answers.
+
+        Not in a thread: ITK changes `sys.path` and the loaded modules while it loads, and so does MONAI Label in each
+        inference, which then failed in the first seconds.
+        """
         super().on_init_complete()
-        threading.Thread(target=warm_up, name="warm-up", daemon=True).start()
+        warm_up()
 
 
 def warm_up() -> None:
