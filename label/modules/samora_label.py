@@ -82,13 +82,20 @@ def before(request: CheckedRequest) -> None:
     """Complete or refuse what MONAI Label would accept and fail in later."""
     if request.method != "POST" or request.settings is None:
         return
+    known = {"train": "trainers", "batch": "models"}.get(request.path.split("/")[1])
+    name = request.path.split("/")[-1]
+    if known and name and name not in app_instance().info()[known]:
+        raise Refusal(404, f"no model {name!r} of the server; GET /info/ lists those that there are")
     if request.path.startswith("/batch/infer") and not torch.cuda.is_available():
         request.settings["multi_gpu"] = False  # true is MONAI Label's default, and divides by the number of GPUs
     if request.path.startswith("/train/"):
         nested = [value for value in request.settings.values() if isinstance(value, dict)]
         if any(float(given.get("val_split", 0.2)) <= 0 for given in (request.settings, *nested)):
             raise Refusal(400, "val_split is 0 or less; a training needs a part of the labelled scans to be validated")
-        labelled = len(app_instance().datastore().get_labeled_images())
+        try:
+            labelled = len(app_instance().datastore().get_labeled_images())
+        except requests.RequestException as error:
+            raise Refusal(502, f"the DICOMweb server does not answer: {one_line(error)}") from error
         if labelled < 2:
             raise Refusal(
                 409,

@@ -185,6 +185,7 @@ def test_training_without_labels_is_refused(server: Server):
     for address in (f"/train/{NAME}", "/train/"):
         answer = server.post(address, {} if address == "/train/" else {"max_epochs": 1})
         assert answer.status == 409 and "there are 0: label more scans" in answer.json["detail"]
+    assert server.post("/train/absent", {}).status == server.post("/batch/infer/absent", {}).status == 404
     assert server.get("/train/").status == 404  # none was started
     assert (server.served / "models" / "model.pt").read_bytes() == model
 

@@ -358,6 +358,12 @@ def test_more_than_the_limit_is_refused_when_it_comes(client: Client):
     assert sent <= LIMIT + (1 << 16)
 
 
+def test_a_length_is_stated_once(client: Client):
+    """Otherwise a proxy and the server could see different requests."""
+    both = {"content_length": "2", "transfer_encoding": "chunked", "content_type": "application/json"}
+    assert "not both" in refused(client, "POST", f"/train/{MODEL}", body=b"{}", status=400, **both)
+
+
 def test_a_body_that_stops_is_given_up(client: Client):
     kind = "multipart/form-data; boundary=b"
     refused(client, "PUT", UPLOAD, body=iter([b"--b", "wait"]), content_type=kind, patience=0.05, status=408)

@@ -80,6 +80,8 @@ async def read_body(receive: Receive, headers: dict[str, list[str]], limit: int,
             announced no number.
     """
     announced = headers.get("content-length", ["0"])
+    if "content-length" in headers and "transfer-encoding" in headers:  # two readers could split it differently
+        raise Refusal(400, "a request states Content-Length or Transfer-Encoding, not both")
     if len(announced) > 1 or not (announced[0].isascii() and announced[0].isdigit() and len(announced[0]) < 20):
         raise Refusal(400, f"Content-Length is a number; got {shown(announced[0])}")
     if int(announced[0]) > limit:
