@@ -41,6 +41,14 @@ class WholeFilesDatastore(LocalDatastore):  # type: ignore[misc]
         if event.dest_path == self._datastore_config_path:
             self._init_from_datastore_file()  # does nothing after a change of this process
 
+    def _list_files(self, path: str, patterns: Any) -> dict[str, str]:
+        """As MONAI Label's, without hidden files and links out of the folder, which the guard refuses."""
+        root, found = Path(self._datastore_path).resolve(), super()._list_files(path, patterns)
+        outside = [name for name in found if not Path(path, name).resolve().is_relative_to(root)]
+        if outside:
+            logger.warning("left out %d links out of the folder of studies, as %r", len(outside), outside[0])
+        return {name: file for name, file in found.items() if name not in outside and not name.startswith(".")}
+
     def _update_datastore_file(self, lock: bool = True) -> None:
         with FileLock(self._lock_file) if lock else contextlib.nullcontext():
             content = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)

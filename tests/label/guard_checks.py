@@ -45,6 +45,8 @@ def new_server(folder: Path, data: Path, *options: str, **variables: str) -> Ser
     (folder / "studies").mkdir()
     for name in SCANS:
         shutil.copy(data / "imagesTr" / f"{name}.nii.gz", folder / "studies")
+    (folder / "studies" / "link.nii.gz").symlink_to(data / "imagesVal" / "phantom_005.nii.gz")
+    (folder / "studies" / "._phantom_001.nii.gz").write_bytes(b"of a Mac")
     return Server(folder, folder / "bundle", folder / "studies", *options, **variables)
 
 
@@ -119,7 +121,7 @@ def test_pages_of_other_servers_neither_read_nor_change(server: Server):
 
 
 def test_settings_are_not_executed(server: Server):
-    """MONAI Label puts `device` into the bundle's config, where `$` starts an expression of Python."""
+    """A training puts `device` into the bundle's config, where `$` starts an expression of Python."""
     mark = server.folder / "executed"
     expression = f"$__import__('pathlib').Path({str(mark)!r}).touch()"
     boundary = "b"
@@ -251,7 +253,7 @@ def test_a_kill_leaves_whole_files_and_a_server_that_starts(server: Server, data
 
     server.start()
     json.loads((server.studies / "datastore_v2.json").read_text())
-    for path in server.studies.rglob("*.nii.gz"):
+    for path in server.studies.rglob("[!.]*.nii.gz"):
         np.asanyarray(nib.load(path).dataobj)  # whole
     assert not list(server.studies.rglob("*.unfinished"))
     assert len(list((server.app / "tmp").iterdir())) == 1
