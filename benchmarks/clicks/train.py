@@ -9,8 +9,8 @@ corrections, a deformed mask with its box; in half of the steps a second one add
 wrong, and its logits. Writes FILE, an adapter in float16 that `checkpoints.load_adapter` reads into a network with the
 base.
 
-Differs from SAM's training in: at most two rounds instead of eleven, one mask instead of three for an ambiguous point, no
-prediction of the IoU.
+Differs from SAM's training in: at most two rounds instead of eleven, one mask instead of three for an ambiguous point,
+no prediction of the IoU.
 """
 
 from __future__ import annotations
