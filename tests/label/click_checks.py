@@ -156,7 +156,7 @@ def test_next_sample_is_representative_without_a_model(bare: Server, scans: Path
 
 
 def test_a_stored_label_is_the_draft(trained: Server, scans: Path, tmp_path: Path):
-    mask, middle, axis = liver(scans)
+    _, middle, _ = liver(scans)
     label = scans / "labelsTr" / f"{IMAGE}.nii.gz"
     assert trained.form("PUT", "/datastore/label", {"label": label}, image=IMAGE, tag="final").status == 200
     params = {"label": "liver", "foreground": [middle], "background": []}
