@@ -30,11 +30,11 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def serve(folder: Path, scans: Path, model: Path, options: tuple[str, ...] = ()) -> Iterator[Server]:
+def serve(folder: Path, scans: Path, model: Path, *options: str) -> Iterator[Server]:
     (folder / "studies").mkdir()
     for scan in (scans / "imagesTr").iterdir():
         shutil.copy(scan, folder / "studies")
-    server = Server(folder, model, folder / "studies", options)
+    server = Server(folder, model, folder / "studies", *options)
     server.start()
     yield server
     if server.process.poll() is None:
@@ -44,8 +44,7 @@ def serve(folder: Path, scans: Path, model: Path, options: tuple[str, ...] = ())
 @pytest.fixture(scope="module")
 def bare(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server without a model."""
-    options = ("--labels", "liver,spleen")
-    yield from serve(tmp_path_factory.mktemp("bare"), scans, Path("none"), options)
+    yield from serve(tmp_path_factory.mktemp("bare"), scans, Path("none"), "--labels", "liver,spleen")
 
 
 @pytest.fixture(scope="module")
