@@ -101,7 +101,7 @@ class Additions:
             return infers
         settings = self.model_settings
         names = settings.class_names[1:] if settings else (self.conf.get("labels") or "object").split(",")
-        labels = [name.strip().lower() for name in names]
+        labels = {name.strip().lower(): value for value, name in enumerate(names, 1)}
         try:
             promptable = Promptable(self.base)
         except InputError as error:

@@ -122,12 +122,12 @@ class ClickTask(InferTask):
 
     Args:
         promptable, scans, lock: shared by both models.
-        labels: names of the objects that the viewers offer.
+        labels: names of the objects that the viewers offer, with their values in stored labels.
         one_slice: segment a single slice.
     """
 
     def __init__(
-        self, promptable: Promptable, scans: Scans, lock: threading.Lock, labels: list[str], one_slice: bool
+        self, promptable: Promptable, scans: Scans, lock: threading.Lock, labels: dict[str, int], one_slice: bool
     ) -> None:
         where = "a slice" if one_slice else "slices, from those with points to their neighbours"
         super().__init__(
@@ -167,9 +167,8 @@ class ClickTask(InferTask):
         values = LoadCased("label")({"label": file})["label"].numpy().squeeze()
         if values.shape != scan.volume.shape:
             raise InputError(f"the stored label is {list(values.shape)}, but the image {list(scan.volume.shape)}")
-        names = list(self.labels)
-        name = request.get("label")
-        return values == names.index(name) + 1 if name in names else values > 0
+        value = dict(self.labels).get(str(request.get("label")).lower())
+        return values > 0 if value is None else values == value
 
 
 def _reach(given: Any) -> int:

@@ -166,7 +166,9 @@ def test_a_stored_label_is_the_draft(trained: Server, scans: Path, tmp_path: Pat
 
 def test_uncertain_scans_are_those_of_the_served_model(trained: Server):
     info = trained.get("/info/").json
-    assert set(info["models"]) == {NAME, CLICK, CLICK_3D} and info["models"][CLICK]["labels"] == list(CLASS_NAMES[1:])
+    assert set(info["models"]) == {NAME, CLICK, CLICK_3D} and list(info["models"][CLICK]["labels"]) == list(
+        CLASS_NAMES[1:]
+    )
     assert set(info["scoring"]) == {"samora_features", "samora_uncertainty"}
     scored(trained)
     handed = [trained.post("/activelearning/uncertain", {}).json for _ in range(3)]
