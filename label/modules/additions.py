@@ -76,6 +76,12 @@ class Additions:
         return read_model_settings(self.model_file) if self.model_file else None
 
     @cached_property
+    def objects(self) -> list[str]:
+        """Names of the objects in the order of their values: the model's classes, else those of `labels`."""
+        names = self.model_settings.class_names[1:] if self.model_settings else None
+        return [name.strip().lower() for name in names or (self.conf.get("labels") or "object").split(",")]
+
+    @cached_property
     def base(self) -> Base | None:
         """The base of the served model, or the best at hand; None, with a line in the log, if there is none."""
         encoder = self.model_settings.network.encoder if self.model_settings else None
@@ -100,8 +106,7 @@ class Additions:
         if self.base is None:
             return infers
         settings = self.model_settings
-        names = settings.class_names[1:] if settings else (self.conf.get("labels") or "object").split(",")
-        labels = {name.strip().lower(): value for value, name in enumerate(names, 1)}
+        labels = {name: value for value, name in enumerate(self.objects, 1)}
         try:
             promptable = Promptable(self.base)
         except InputError as error:
