@@ -211,7 +211,6 @@ _CHECKS: dict[str, Callable[[Any, str], None]] = {
     "run_id": _one_of("", "run", "training"),
     "save_label": _BOOLEAN,
     "start_from": _matching(r"none|original|final", "none, original or final"),
-    "start_from": _matching("none|original|final", "none, original or final"),
     "tracking": _matching(r"(None|none|)", "None: experiments are not tracked by this server"),
     "tracking_experiment_name": _name,
     "tracking_run_name": _name,
