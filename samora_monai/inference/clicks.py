@@ -103,9 +103,9 @@ class PromptedSegmenter:
             for indices in (range(seed + 1, min(after, depth - 1) + 1), range(seed - 1, max(before, -1), -1)):
                 mask = found[..., seed]
                 for index in indices:
-                    mask = self._neighbour(volume[..., index], mask, (name, index))
                     if not mask.any():
                         break
+                    mask = self._neighbour(volume[..., index], mask, (name, index))
                     found[..., index] = mask
         return found
 

@@ -124,6 +124,11 @@ def test_an_object_is_followed_to_both_ends(tube: np.ndarray):
     assert found.dtype == np.uint8 and np.array_equal(found, tube > 0.5)
 
 
+def test_nothing_spreads_from_an_empty_mask(tube: np.ndarray):
+    prompted = Bright()
+    assert not prompted.segment(tube, {7: SlicePrompts(((1, 1),))}, "a", reach=20).any() and prompted.asked == [7]
+
+
 def test_the_reach_limits_the_slices(tube: np.ndarray):
     prompts = {7: SlicePrompts(((19, 14),))}
     for reach, slices in ((0, {7}), (2, set(range(5, 10))), (range(6, 12), set(range(6, 12)))):
