@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from samora_monai.checkpoints import load_sam, save_adapter
+from samora_monai.checkpoints import load_adapter, load_sam, save_adapter
 from samora_monai.networks import Segmenter, build_segmenter
 from samora_monai.pipeline.at_hand import STAND_IN, STAND_IN_FILE
 from samora_monai.synthetic.creatures import FIRST_ORGAN, make_slice
@@ -135,7 +135,7 @@ def loss_of(logits: Tensor, target: Tensor) -> Tensor:
 
 def train(net: Segmenter, pictures: Sequence[tuple[Tensor, list[np.ndarray]]], steps: int) -> None:
     """Train all of the network but its encoder."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(torch.initial_seed() % 2**32)
     trained = [*net.prompt_encoder.parameters(), *net.mask_decoder.parameters()]
     net.requires_grad_(False)
     for parameter in trained:
@@ -182,10 +182,15 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument(
+        "--start", type=Path, help="FILE of an earlier run that is trained further, on the same pictures"
+    )
     args = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(1 if args.start else 0)
     net = build_segmenter(STAND_IN, SIZE, num_classes=4, experts=())
     load_sam(net, STAND_IN_FILE)
+    if args.start:
+        load_adapter(net, args.start)
     train(net, make_pictures(args.pictures), args.steps)
     save_adapter(net.half(), args.file)
     print(args.file)

@@ -24,7 +24,7 @@ from samora_monai.networks.framing import resize_image
 
 MASK_LOGIT = 7.0  # of a draft, inside; the negative outside
 SAME_OBJECT = 0.3  # Dice with the neighbouring slice below which an object has ended
-MARGIN = 2  # voxels around the box of a neighbouring slice
+MARGIN = 1  # voxels around the box of a neighbouring slice
 Point = tuple[float, float]  # row, column
 
 
