@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ class Additions:
         except InputError as error:
             logger.warning("no clicks: %s", error)
             return infers
-        shared = (promptable, Scans(settings.scaling if settings else None), threading.Lock(), labels)
+        # z-scores are for networks that were trained with them
+        scaling = replace(settings.scaling, intensity="percentiles") if settings else None
+        shared = (promptable, Scans(scaling), threading.Lock(), labels)
         return {**infers, NAME: ClickTask(*shared, one_slice=True), NAME_3D: ClickTask(*shared, one_slice=False)}
 
     def init_strategies(self) -> dict[str, Any]:

@@ -65,17 +65,17 @@ class Background:
         model, computed, failed = self.model_key, 0, 0
         scores = dict(self.store.scores(model))
         net: Segmenter | None = None
-        scaling = self._scaling()
+        settings, scaling = read_model_settings(self.model), self._scaling()
         for image in images:
             if image in scores:
                 continue
             if net is None:
-                net = build_segmenter(read_model_settings(self.model).network).eval()
+                net = build_segmenter(settings.network).eval()
                 load_model(net, self.model)
             if (volume := self._read(image, scaling)) is None:
                 failed += 1
                 continue
-            scores[image] = round(entropy(volume.as_tensor(), net), 6)
+            scores[image] = round(entropy(volume.as_tensor(), net, context=settings.network.context), 6)
             computed += 1
             self.store.write_scores(model, scores)
         return {"computed": computed, "failed": failed}

@@ -7,13 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from samora_monai.data.slice_reader import neighbours
 from samora_monai.networks import Segmenter
 
 LEAST = 0.01  # part of the voxels; the divisor where the network finds less
 
 
 @torch.no_grad()
-def entropy(volume: Tensor, net: Segmenter, slices: int = 16, batch: int = 4) -> float:
+def entropy(volume: Tensor, net: Segmenter, slices: int = 16, batch: int = 4, context: int = 0) -> float:
     """Entropy of the classes, summed over some slices, per voxel that the network expects to be foreground.
 
     The divisor makes scans of different field of view comparable: without it, a scan with much background is certain.
@@ -23,13 +24,15 @@ def entropy(volume: Tensor, net: Segmenter, slices: int = 16, batch: int = 4) ->
         net: in evaluation mode, on any device.
         slices: number of slices, evenly spaced.
         batch: slices of one forward pass.
+        context: number of neighbouring slices on each side that are further channels of a slice.
 
     Returns:
         the entropy in units of the logarithm of the number of classes, so that 1 is the highest of a voxel.
     """
     count = volume.shape[-1]
     picked = ((torch.arange(min(slices, count)) + 0.5) * count / min(slices, count)).long()
-    stack = volume[..., picked].movedim(-1, 0).to(net.pixel_mean)  # [K, 1, X, Y]
+    channels = torch.from_numpy(neighbours(count, context))[picked]  # [K, 2 * context + 1]
+    stack = volume[0].movedim(-1, 0)[channels].to(net.pixel_mean)  # [K, 2 * context + 1, X, Y]
     total, foreground, voxels = 0.0, 0.0, 0
     for chunk in stack.expand(-1, net.in_channels, -1, -1).split(batch):
         logits = net(chunk)
