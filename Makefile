@@ -54,6 +54,8 @@ APP ?= label/app
 HOST ?= 127.0.0.1
 ALLOWED_HOSTS ?=
 MAX_UPLOAD_GB ?= 4
+BASE ?=
+LABELS ?=
 LABEL_PIP := $(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 $(LABEL_VENV)/.installed: label/requirements.txt setup.cfg pyproject.toml
@@ -67,7 +69,9 @@ $(LABEL_VENV)/.installed: label/requirements.txt setup.cfg pyproject.toml
 
 label: $(LABEL_VENV)/.installed
 	$(LABEL_VENV)/bin/python label/start.py --model "$(MODEL)" --studies "$(STUDIES)" --app "$(APP)" --port $(PORT) \
-	--host "$(HOST)" --allowed_hosts "$(ALLOWED_HOSTS)" --max_upload_gb $(MAX_UPLOAD_GB)
+	--host "$(HOST)" --allowed_hosts "$(ALLOWED_HOSTS)" --max_upload_gb $(MAX_UPLOAD_GB) \
+	--base "$(BASE)" --labels "$(LABELS)"
 
 test-label: setup $(LABEL_VENV)/.installed
-	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(BIN)/python -m pytest tests/label/server_checks.py tests/label/guard_checks.py
+	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(BIN)/python -m pytest tests/label/server_checks.py tests/label/guard_checks.py \
+	tests/label/click_checks.py

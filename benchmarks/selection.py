@@ -7,6 +7,13 @@ random draws, the selection from the whole pool, and the selections from random 
 spread. Each training has the same seed. As every draw leaves other scans for the test, the Dice of a draw is corrected
 for their difficulty: the mean over its test scans of Dice minus the mean Dice of that scan over the random draws, plus
 the mean over all scans. OUT/draws.csv keeps the draws, which are not repeated.
+
+With `--strategies`, the strategies of MONAI Label's Next Sample instead, which hand out one scan after the other:
+
+    python -m benchmarks.selection LA OUT ... --strategies 4 6 8
+
+the Dice after so many labels, beside as many random draws of the same size. For `uncertain` and `mixed` a network is
+trained after each of these numbers, and scores the scans without a label; the first scans are representative ones.
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ from torch import Tensor, nn
 from samora_monai.checkpoints import load_sam
 from samora_monai.data import CheckCased, LoadCased, LoadUnlabeledd, ScaleScand, ScanScaling, SliceDataset, find_cases
 from samora_monai.networks import build_segmenter
-from samora_monai.selection import Anatomy, ScanFeatures, choose, embed, scan_features
+from samora_monai.selection import Anatomy, NextScan, Pool, ScanFeatures, choose, embed, scan_features
 
 SIZE = 64  # pixels of the slices, which are stretched to squares
 BATCH = 16
@@ -97,6 +104,33 @@ def select(names: Sequence[str], features: Mapping[str, tuple[ScanFeatures, Anat
     return sorted(names[choice.scan] for choice in choose(embeddings, [], [], budget, names, likeness))
 
 
+@torch.no_grad()
+def entropy(net: nn.Module, scan: Slices) -> float:
+    """Entropy per voxel of expected foreground, as `samora_monai.inference.uncertainty`."""
+    net.eval()
+    log_p = torch.cat([net(part).log_softmax(1) for part in scan[0].split(44)])
+    p = log_p.exp()
+    return float(-(p * log_p).sum() / (1 - p[:, 0]).sum().clamp_min(0.01 * p[:, 0].numel()))
+
+
+def grow(strategy: str, budgets: Sequence[int], pool: Pool, slices: Mapping[str, Slices], steps: int, classes: int):
+    """The scans that a strategy has handed out after each number of labels."""
+    labelled: list[str] = []
+    scores: dict[str, float] = {}
+    grown = []
+    for budget in budgets:
+        while len(labelled) < budget:
+            rest = [name for name in pool.names if name not in labelled]
+            last = labelled[-1] if labelled else None
+            now = NextScan(rest, labelled, {name: name for name in pool.names}, [], last, pool, scores)
+            labelled.append(getattr(now, strategy)() if scores else now.representative())
+        grown.append(sorted(labelled))
+        if strategy != "representative" and budget != budgets[-1]:
+            net = train([slices[name] for name in labelled], steps, classes)
+            scores = {name: entropy(net, slices[name]) for name in pool.names if name not in labelled}
+    return grown
+
+
 def corrected(draws: Mapping[str, Mapping[str, float]], random: Sequence[str]) -> dict[str, float]:
     """The Dice of each draw, corrected for the difficulty of its test scans as the random draws show it."""
     values: dict[str, list[float]] = {}
@@ -125,6 +159,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=8, help="number of random parts of the pool")
     parser.add_argument("--part_size", type=int, default=10, help="scans of each part")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--strategies", type=int, nargs="+", metavar="N", help="numbers of labels, rising: 4 6 8")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -138,18 +173,26 @@ def main() -> None:
     features = {name: (scan_features(volume, net), Anatomy(volume)) for name, volume in volumes}
 
     rng = np.random.default_rng(0)
-    random = [sorted(rng.choice(names, args.budget, replace=False).tolist()) for _ in range(args.draws)]
-    parts = [sorted(rng.choice(names, args.part_size, replace=False).tolist()) for _ in range(args.parts)]
-    chosen = [select(pool, features, args.budget) for pool in (names, *parts)]
+    slices = {name: read_slices(cases[name], args.modality) for name in names}
+    budgets = args.strategies or [args.budget]
+    random = {n: [sorted(rng.choice(names, n, replace=False).tolist()) for _ in range(args.draws)] for n in budgets}
+    groups: dict[str, list[list[str]]] = {}
+    if args.strategies:
+        pool = Pool({n: f.cells for n, (f, _) in features.items()}, {n: a for n, (_, a) in features.items()})
+        for strategy in ("representative", "uncertain", "mixed"):
+            groups[strategy] = grow(strategy, budgets, pool, slices, args.steps, classes)
+    else:
+        parts = [sorted(rng.choice(names, args.part_size, replace=False).tolist()) for _ in range(args.parts)]
+        groups["selected"] = [select(names, features, args.budget)]
+        groups["selected from parts"] = [select(pool, features, args.budget) for pool in parts]
+        print(f"selected: {' '.join(groups['selected'][0])}", flush=True)
 
     file = args.folder / "draws.csv"
     draws: dict[str, dict[str, float]] = {}
     if file.exists():
         with open(file, newline="", encoding="utf-8") as lines:
             draws = {row["training"]: json.loads(row["dice"]) for row in csv.DictReader(lines)}
-    slices = {name: read_slices(cases[name], args.modality) for name in names}
-    print(f"selected: {' '.join(chosen[0])}", flush=True)
-    for draw in (*random, *chosen):
+    for draw in (draw for group in (*random.values(), *groups.values()) for draw in group):
         if (key := " ".join(draw)) not in draws:
             trained = train([slices[name] for name in draw], args.steps, classes)
             test = {name: round(score(trained, slices[name], classes), 4) for name in names if name not in draw}
@@ -160,12 +203,13 @@ def main() -> None:
                     writer.writerow(["training", "dice"])
                 writer.writerow([key, json.dumps(test)])
             print(f"{key}  {fmean(test.values()):.3f}", flush=True)
-    result = corrected(draws, [" ".join(draw) for draw in random])
-    groups = {f"{len(random)} random draws": random, "selected": chosen[:1], "selected from parts": chosen[1:]}
-    for name, group in ((name, group) for name, group in groups.items() if group):
-        dice = [result[" ".join(draw)] for draw in group]
-        spread = f" +- {stdev(dice):.3f}, {min(dice):.3f} to {max(dice):.3f}" if len(dice) > 1 else ""
-        print(f"{name}: {fmean(dice):.3f}{spread}")
+    for budget in budgets:
+        result = corrected(draws, [" ".join(draw) for draw in random[budget]])
+        for name, group in {f"{args.draws} random draws": random[budget], **groups}.items():
+            dice = [result[" ".join(draw)] for draw in group if len(draw) == budget]
+            spread = f" +- {stdev(dice):.3f}, {min(dice):.3f} to {max(dice):.3f}" if len(dice) > 1 else ""
+            if dice:
+                print(f"{budget} labels, {name}: {fmean(dice):.3f}{spread}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from samora_monai.replacing import replacing
 
 HERE = Path(__file__).resolve().parent
 BUNDLE = HERE.parent / "bundles" / "samora_segmentation"
+NO_MODEL = "none"  # in place of a folder
 SAMPLE_APP = Path(sys.prefix, "monailabel", "sample-apps", "monaibundle")
 MAIN = 'from samora_app import App  # label/modules/samora_app.py\n\n__all__ = ["App"]\n'
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -42,6 +43,13 @@ def check_model(model: Path) -> ModelSettings:
     return settings
 
 
+def place_app(app: Path) -> None:
+    """Create the app: MONAI Label's sample app for bundles, with our `main.py`."""
+    shutil.copytree(SAMPLE_APP, app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model", "__pycache__"))
+    with replacing(app / "main.py") as unfinished:
+        unfinished.write_text(MAIN)
+
+
 def place(bundle: Path, app: Path) -> Path:
     """Create the app if needed, and copy the trained bundle into it.
 
@@ -59,9 +67,7 @@ def place(bundle: Path, app: Path) -> Path:
     placed = app / "model" / BUNDLE.name
     source, served, record = bundle / "models" / "model.pt", placed / "models" / "model.pt", app / "placed.json"
     check_model(source)
-    shutil.copytree(SAMPLE_APP, app, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model", "__pycache__"))
-    with replacing(app / "main.py") as unfinished:
-        unfinished.write_text(MAIN)
+    place_app(app)
     shutil.copytree(BUNDLE, placed, dirs_exist_ok=True, ignore=shutil.ignore_patterns("models", "eval"))
 
     if not (served.is_file() and served.samefile(source)):
@@ -187,25 +193,28 @@ def _runs(process: int) -> bool:
     return True
 
 
-def environment(app: Path, settings: ModelSettings) -> dict[str, str]:
+def environment(app: Path, settings: ModelSettings | None) -> dict[str, str]:
     """The settings of MONAI Label that are not options; a value that the user has set stays."""
+    modality = settings.scaling.modality if settings else "CT"  # MONAI Label's default
     return {
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(["*.nii.gz", "*.nii", "*.nrrd"]),
         "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "60",
-        "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": settings.scaling.modality}),
+        "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality}),
         "MONAI_LABEL_SESSION_PATH": str(app / "sessions"),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, help="folder of a trained bundle")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a trained bundle; none: clicks only")
     parser.add_argument("--studies", required=True, help="folder of scans; empty: phantoms of the demo")
     parser.add_argument("--app", type=Path, required=True, help="working folder of the server")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--allowed_hosts", default="", help="other names of this machine in the browser, with commas")
     parser.add_argument("--max_upload_gb", type=float, default=4.0, help="greatest scan or label, unpacked")
+    parser.add_argument("--base", default="", help="file of the base for clicks (default: the model's, if at hand)")
+    parser.add_argument("--labels", default="", help="names of the objects, with --model none: liver,spleen")
     args = parser.parse_args()
     try:
         phantoms = HERE.parent / "demo" / "phantoms"
@@ -217,12 +226,16 @@ def main() -> None:
         else:
             studies = str(Path(studies).resolve())
         app = args.app.resolve()
-        placed = place(args.model, app)
+        placed = None
+        if str(args.model) == NO_MODEL:
+            place_app(app)
+        else:
+            placed = place(args.model, app)
     except InputError as error:
         sys.exit(f"error: {error}")
-    settings = read_model_settings(placed / "models" / "model.pt")
-    names = ", ".join(settings.class_names[1:])
-    print(f"{placed.name} ({names}) on the scans in {studies}\nhttp://{args.host}:{args.port}", flush=True)
+    settings = read_model_settings(placed / "models" / "model.pt") if placed else None
+    served = f"{BUNDLE.name} ({', '.join(settings.class_names[1:])})" if settings else "no model, clicks only"
+    print(f"{served} on the scans in {studies}\nhttp://{args.host}:{args.port}", flush=True)
     paths = (HERE / "modules", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
     os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in paths)
     os.environ["TMPDIR"] = str(remove_leftovers(app, studies))
@@ -234,7 +247,9 @@ def main() -> None:
     os.chdir(app / "empty")  # MONAI Label opens an image's id as a file where there is one of that name
     # zoo_source and sam2: set so that MONAI Label downloads nothing
     options = ("--app", str(app), "--studies", studies, "--host", args.host, "--port", str(args.port))
-    conf = ("--conf", "models", placed.name, "--conf", "zoo_source", "ngc", "--conf", "sam2", "false")
+    given = {"models": BUNDLE.name if placed else "", "zoo_source": "ngc", "sam2": "false"}
+    given |= {"base": args.base and str(Path(args.base).resolve()), "labels": args.labels}
+    conf = [word for name, value in given.items() if value for word in ("--conf", name, value)]
     command = [sys.executable, "-m", "monailabel.main", "start_server", *options, *conf]
     os.execv(sys.executable, [*command, "--uvicorn_app", "samora_label:app"])
 

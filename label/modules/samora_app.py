@@ -1,4 +1,6 @@
-"""The app that the server and its trainings load from `main.py`: MONAI Label's app for bundles, on our datastores."""
+"""The app that the server and its trainings load from `main.py`: MONAI Label's app for bundles, on our datastores,
+with our interactive models and strategies.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import monailabel.datastore.dicom
 import monailabel.endpoints.infer
 import monailabel.interfaces.app
 import numpy as np
+from additions import Additions
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.transform.writer import write_itk
 from samora_datastore import FreshDICOMWebDatastore, WholeFilesDatastore
@@ -35,13 +38,13 @@ monailabel.interfaces.app.LocalDatastore = WholeFilesDatastore
 monailabel.interfaces.app.DICOMWebDatastore = FreshDICOMWebDatastore
 
 
-class App(_sample_app(), MONAILabelApp):  # type: ignore[misc]
+class App(Additions, _sample_app(), MONAILabelApp):  # type: ignore[misc]
     """MONAI Label takes the class of `main.py` whose bases name `MONAILabelApp`; this must be the only one."""
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         super().__init__(app_dir, studies, conf)
         model = Path(app_dir, "model", "samora_segmentation", "models", "model.pt")
-        names = read_model_settings(model).class_names if model.is_file() else ()
+        names = read_model_settings(model).class_names if model.is_file() else ("background", *self.objects)
         classes = {value: name for value, name in enumerate(names) if value}
         for module in (monailabel.datastore.dicom, monailabel.endpoints.infer):
             module.nifti_to_dicom_seg = dicom_seg_by_value(classes)

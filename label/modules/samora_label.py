@@ -21,6 +21,7 @@ from monailabel.interfaces.utils.app import app_instance
 from samora_guard import Guard, Hosts, Refusal
 from samora_guard import Request as CheckedRequest
 from samora_login import user_of_token
+from scoring_end import stop_scoring_with
 
 from samora_monai.checkpoints.files import read_checkpoint
 from samora_monai.errors import InputError, MissingFileError, one_line, user_message
@@ -35,6 +36,7 @@ settings.MONAI_LABEL_CORS_ORIGINS = [
 from monailabel.app import app as monailabel_app  # noqa: E402 - reads the origins when it is imported
 
 logger = logging.getLogger("samora_label")
+stop_scoring_with(monailabel_app)
 
 
 @monailabel_app.exception_handler(InputError)

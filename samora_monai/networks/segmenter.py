@@ -157,27 +157,37 @@ class Segmenter(StrictlyLoaded):
             `[n, T]` and `low_res_logits` `[n, T, S/4, S/4]`, for use as the next `mask_inputs`; those of SAM 2 are
             limited to [-32, 32].
         """
+        embeddings, skips = self.embed([record["image"] for record in records])
+        return [
+            self.answer(Features(embeddings[i : i + 1], tuple(t[i : i + 1] for t in skips)), record, multimask_output)
+            for i, record in enumerate(records)
+        ]
+
+    def embed(self, images: Sequence[Tensor]) -> Features:
+        """Embed images `[3 or 1, h, w]` as those of `predict_masks`, once for any number of calls of `answer`."""
         if self.mask_decoder2 is not None:
             raise InputError("the hierarchical decoder takes no prompts; build the network with decoder='sam'")
-        side, results = self.image_size, []
-        images = [self.framing.frame((r["image"] - self.pixel_mean) / self.pixel_std, side) for r in records]
-        embeddings, skips = self._features(torch.stack(images))
+        frames = [self.framing.frame((image - self.pixel_mean) / self.pixel_std, self.image_size) for image in images]
+        return self._features(torch.stack(frames))
+
+    def answer(self, features: Features, record: dict[str, Any], multimask_output: bool) -> dict[str, Tensor]:
+        """Masks of one image for the prompts of its record, as of `predict_masks`; `features` are its embedding."""
+        side, shape = self.image_size, tuple(record["image"].shape[-2:])
+        scale = self.pixel_mean.new_tensor(self.framing.scale(shape, side))
+        points, boxes = None, None
+        if "point_coords" in record:
+            points = (record["point_coords"] * scale, record["point_labels"])
+        if "boxes" in record:
+            boxes = record["boxes"] * scale.repeat(2)
+        sparse, dense = self.prompt_encoder(points, boxes, record.get("mask_inputs"))
         pe = self.prompt_encoder.get_dense_pe()
-        for i, record in enumerate(records):
-            shape = tuple(record["image"].shape[-2:])
-            scale = self.pixel_mean.new_tensor(self.framing.scale(shape, side))
-            points, boxes = None, None
-            if "point_coords" in record:
-                points = (record["point_coords"] * scale, record["point_labels"])
-            if "boxes" in record:
-                boxes = record["boxes"] * scale.repeat(2)
-            sparse, dense = self.prompt_encoder(points, boxes, record.get("mask_inputs"))
-            one = [t[i : i + 1] for t in (embeddings, *skips)]
-            low_res, iou = self.mask_decoder(one[0], pe, sparse, dense, multimask_output, one[1:])
-            masks = self.framing.unframe(low_res, shape, side, tuple(record.get("original_size", shape)))
-            low_res = self.framing.prompt_logits(low_res)
-            results.append({"mask_logits": masks, "iou_predictions": iou, "low_res_logits": low_res})
-        return results
+        low_res, iou = self.mask_decoder(features.embedding, pe, sparse, dense, multimask_output, features.skips)
+        masks = self.framing.unframe(low_res, shape, side, tuple(record.get("original_size", shape)))
+        return {
+            "mask_logits": masks,
+            "iou_predictions": iou,
+            "low_res_logits": self.framing.prompt_logits(low_res),
+        }
 
     def _features(self, x: Tensor) -> Features:
         """Embeddings of `[B, 3, S, S]` normalised pixels for the decoder."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from samora_monai.checkpoints import load_expert, load_model, load_sam, read_expert_settings, read_model_settings
@@ -23,13 +21,11 @@ from samora_monai.pipeline.at_hand import choose_device, find_base, model_file
 from samora_monai.pipeline.folders import find_folder
 from samora_monai.pipeline.planning.decisions import choose_modality, choose_slice_axis
 from samora_monai.pipeline.planning.look import look_at
-from samora_monai.selection import Anatomy, ScanFeatures, Selection, choose, embed, patients_of, scan_features
-from samora_monai.selection.clusters import squared_distances
+from samora_monai.selection import Anatomy, Likeness, ScanFeatures, Selection, choose, embed, patients_of, scan_features
 
 IMAGE_SIZE = 224
 TABLE, SHEET = "select.csv", "select.png"
 _PARTS = ("unlabeled", "training", "validation")  # the lists of `Cases`
-SAME_SCAN = 0.1  # of the median distance to the nearest scan; closer scans are one scan twice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +80,7 @@ def run(arguments: argparse.Namespace) -> list[str]:
     patients = patients_of([scan.path for scan in scans], folder, arguments.patient_pattern)
     embeddings = embed([scan.features.cells for scan in scans])
     known = {part: [i for i, scan in enumerate(scans) if scan.part == part] for part in _PARTS[1:]}
-    likeness = _Likeness(scans, embeddings)
+    likeness = Likeness([scan.anatomy for scan in scans], embeddings)
     choices = choose(embeddings, known["training"], known["validation"], arguments.budget, patients, likeness)
     names = [_name(scan.path, folder) for scan in scans]
     features = [scan.features for scan in scans]
@@ -196,21 +192,3 @@ def _read(cases: Cases, net: Segmenter, scaling: ScanScaling, budget: int) -> li
     if reasons:
         _check_budget(budget, counts[0], "readable ")
     return scans
-
-
-class _Likeness:
-    """How alike two scans are: 1 with nearly equal features, else the correlation of their anatomy."""
-
-    def __init__(self, scans: Sequence[_Scan], embeddings: np.ndarray) -> None:
-        self.scans, self.embeddings = scans, embeddings
-        distances = squared_distances(embeddings, embeddings)
-        np.fill_diagonal(distances, np.inf)
-        self.near = SAME_SCAN**2 * float(np.median(distances.min(1)))
-        self.known: dict[tuple[int, int], float] = {}
-
-    def __call__(self, scan: int, other: int) -> float:
-        key = (min(scan, other), max(scan, other))
-        if key not in self.known:
-            near = float(((self.embeddings[scan] - self.embeddings[other]) ** 2).sum()) <= self.near
-            self.known[key] = 1.0 if near else self.scans[scan].anatomy.likeness(self.scans[other].anatomy)
-        return self.known[key]

@@ -128,6 +128,13 @@ class Anatomy:
         size = [max(1, round(side / self.spacing)) for side in extent]
         self.reduced = _resized(plain, size)
 
+    @classmethod
+    def restored(cls, reduced: Tensor, level: int) -> Anatomy:
+        """The anatomy whose `reduced` and `level` were stored."""
+        anatomy = cls.__new__(cls)
+        anatomy.reduced, anatomy.level = reduced, level
+        return anatomy
+
     @property
     def spacing(self) -> float:
         """Side of a voxel in mm."""

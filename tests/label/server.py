@@ -91,10 +91,17 @@ class Server:
     def post(self, path: str, content: Any, **query: Any) -> Answer:
         return self.send("POST", path, query, json.dumps(content).encode(), "application/json")
 
-    def form(self, method: str, path: str, files: dict[str, Path] | None = None, **query: Any) -> Answer:
-        """A request with `files` and the parameters of inference on the CPU."""
+    def form(
+        self,
+        method: str,
+        path: str,
+        files: dict[str, Path] | None = None,
+        given: dict[str, Any] | None = None,
+        **query: Any,
+    ) -> Answer:
+        """A request with `files` and the parameters of inference on the CPU, and those `given`."""
         boundary = uuid.uuid4().hex
-        params = json.dumps({"device": "cpu", "result_dtype": "uint8", "result_compress": True})
+        params = json.dumps({"device": "cpu", "result_dtype": "uint8", "result_compress": True} | (given or {}))
         parts = [b'Content-Disposition: form-data; name="params"\r\n\r\n' + params.encode()]
         for name, file in (files or {}).items():
             head = f'Content-Disposition: form-data; name="{name}"; filename="{file.name}"\r\n\r\n'
