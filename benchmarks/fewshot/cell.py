@@ -22,7 +22,7 @@ from benchmarks.fewshot.milestones import model_at
 from benchmarks.fewshot.stage_one import StageOne
 from samora_monai.networks import LEVELS
 from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
-from samora_monai.pipeline.recipes import LEARNING, STAND_INS
+from samora_monai.pipeline.recipes import LEARNING, SMOOTHING, STAND_INS
 from samora_monai.pipeline.record import file_hash, settings_hash
 
 BUNDLE = "samora_segmentation"
@@ -119,7 +119,7 @@ class Study:
         }
 
     def _common(self) -> dict[str, Any]:
-        return {"batch_size": self.budget.batch_size}
+        return {"batch_size": self.budget.batch_size, "smoothing": SMOOTHING}
 
     def _learning(self) -> dict[str, Any]:
         learning = LEARNING[self.stage_one.encoder in STAND_INS]["fine-tuning"]

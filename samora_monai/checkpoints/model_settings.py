@@ -69,7 +69,8 @@ class ModelSettings:
         if not isinstance(class_names, list | tuple) or not all(isinstance(name, str) for name in class_names):
             raise InputError(f"class_names is {class_names!r} but must be a list of names, background first")
         network = SegmenterConfig(num_classes=len(class_names), **fields_of(SegmenterConfig, values))
-        scaling, postprocessing = (kind(**fields_of(kind, values)) for kind in (ScanScaling, Postprocessing))
+        scaling = ScanScaling(**fields_of(ScanScaling, values))
+        postprocessing = Postprocessing(**fields_of(Postprocessing, values))
         return cls(network, scaling, tuple(class_names), postprocessing)
 
     def as_dict(self) -> dict[str, Any]:

@@ -28,24 +28,30 @@ def smoothed(chunks: Iterable[Tensor], width: float) -> Iterator[Tensor]:
         yield from chunks
         return
     weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / width) ** 2)
-    held, first, done = None, 0, 0  # probabilities of slices, number of the first of them, number of the next result
-
-    def results(end: int) -> Tensor:
-        spans = [(max(0, number - radius), number) for number in range(done, end)]
-        parts = [(held[low - first : number + radius + 1 - first], low - number + radius) for low, number in spans]
-        return torch.stack([torch.tensordot(weights[k : k + len(part)].to(part), part, 1) for part, k in parts])
-
+    held: Tensor | None = None  # probabilities of the slices from number `first` on
+    first = done = 0  # `done` slices have been returned
     for chunk in chunks:
         probabilities = chunk.float().softmax(1)
         held = probabilities if held is None else torch.cat([held, probabilities])
         end = first + len(held) - radius
         if end > done:
-            yield results(end)
+            yield _averages(held, range(done - first, end - first), weights)
             done = end
             unused = max(0, done - radius) - first
             held, first = held[unused:], first + unused
-    if held is not None and done < first + len(held):
-        yield results(first + len(held))
+    if held is not None:
+        yield _averages(held, range(done - first, len(held)), weights)
+
+
+def _averages(slices: Tensor, positions: range, weights: Tensor) -> Tensor:
+    """Sums of the weighted neighbours of some of the slices `[n, K, X, Y]`."""
+    radius, sums = len(weights) // 2, []
+    for position in positions:
+        low = max(0, position - radius)
+        part = slices[low : position + radius + 1]
+        skipped = low - position + radius
+        sums.append(torch.tensordot(weights[skipped : skipped + len(part)].to(part), part, 1))
+    return torch.stack(sums)
 
 
 def keep_largest(labels: Tensor, classes: Sequence[int]) -> None:

@@ -20,3 +20,5 @@ LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
 TEACHER_NETWORKS = {False: {"image": "r50_2x_sk1", "patch": "vit_l"}, True: {"image": "tiny", "patch": "tiny"}}
 # Channels of the denoising decoder's last layer of a small pixel expert
 SMALL_DECODER = {"decoder_features": 8}
+# mm over which predictions of neighbouring slices are averaged; measured in benchmarks/README.md
+SMOOTHING = 1.5

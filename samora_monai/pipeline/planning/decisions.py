@@ -20,11 +20,11 @@ from samora_monai.data.scaling import ScanScaling
 from samora_monai.data.scans import find_copy
 from samora_monai.errors import InputError
 from samora_monai.pipeline.planning.look import ScanFacts
+from samora_monai.pipeline.recipes import SMOOTHING
 from samora_monai.selection.patients import patients_of
 
 AXES = ("sagittal", "coronal", "axial")
 STEP = 32  # pixels; the sides of an input are multiples of it
-_SMOOTHING = 1.5  # mm; benchmarks/README.md
 _FEWEST_LABELS = 2  # that show a class in one piece
 _THICK = 1.1  # a spacing is the largest one if it is this many times the second
 _FAT = -50  # HU; below the lowest value of a normalised MR scan
@@ -118,7 +118,7 @@ def choose_postprocessing(labelled: Sequence[ScanFacts]) -> tuple[dict[str, Any]
         "smoothing": "mm over which predictions of neighbouring slices are averaged; thick slices stay as they are",
         "largest_component": f"classes in one piece in each of at least {_FEWEST_LABELS} labels; keep the largest",
     }
-    return {"smoothing": _SMOOTHING, "largest_component": enough}, reasons
+    return {"smoothing": SMOOTHING, "largest_component": enough}, reasons
 
 
 def choose_slice_axis(facts: Sequence[ScanFacts]) -> tuple[int, str]:
