@@ -285,3 +285,17 @@ def test_scans_of_a_patient_are_in_one_list_and_every_class_is_trained(tmp_path:
         )
         assert len(validation) == 1 and not training & validation
         assert "patient0" in training, "the only one with class 2"
+
+
+def test_an_organ_in_one_piece_in_every_label_keeps_its_largest_component(data: Path, run: Path):
+    for i in range(3):
+        ct(data / f"s{i}.nii.gz", seed=i)
+        label = np.zeros(SHAPE, np.uint8)
+        label[2:8, 2:8, 2:8] = 1  # in one piece
+        label[12, 2:6, 2:6], label[16, 2:6, 2:6] = 2, 2  # in two, as kidneys with one name
+        label[10, 20, 10] = 3 if i == 0 else 0  # in one label alone
+        write(data / f"s{i}_seg.nii.gz", label)
+    plan = planned(data, run)
+    assert plan.stages["fine_tuning"]["largest_component"] == [1]
+    assert plan.stages["fine_tuning"]["smoothing"] == 1.5
+    assert "in one piece in each of at least 2 labels" in plan.reasons["stages.fine_tuning.largest_component"]
