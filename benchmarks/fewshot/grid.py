@@ -87,6 +87,9 @@ def ablations(encoder: str) -> dict[str, Row]:
         "random-frozen": _samora("random experts of the same norm, frozen", "random", trainable="adapters"),
         "raw-targets": _samora("no LayerNorm on the teachers' targets", "raw"),
         "standardised-targets": _samora("teachers' targets standardised by channel", "standardised"),
+        "kept-experts": _samora(
+            "the same, experts slower and without decay", "standardised", expert_rate=0.25, weight_decay_on="matrices"
+        ),
         "dense-targets": _samora("SimCLR's map as a target too", "dense"),
         "anchored": _samora("experts anchored to the base's embedding", "anchored"),
         "public-teachers": _samora("teachers not continued", "public"),

@@ -8,12 +8,13 @@ STAND_INS = ("tiny", "sam2_mini")  # encoders without weights of Meta, trained f
 
 # Whether the base is a stand-in -> settings of each training. False: the bundles' own settings, for SAM's weights
 LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
-    False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}},
+    False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}, "taught": {}},
     True: {
         "fine-tuning": {"learning_rate": 0.002, "warmup": 20, "rank": 16},
         "image_teacher": {"learning_rate": 0.001, "warmup": 20, "view_size": 96},
         "patch_teacher": {"learning_rate": 0.002, "warmup": 20},
         "expert": {"learning_rate": 0.003, "warmup": 20, "rank": 16},
+        "taught": {"standardise_targets": True},  # experts with a teacher, in the pipeline; row standardised-targets
     },
 }
 # Whether teachers are small ones, trained from random weights -> their networks; the others are public

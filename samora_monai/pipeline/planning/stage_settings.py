@@ -136,7 +136,7 @@ def _stage(name: str, kind: str, decoder: str, run: Path) -> dict[str, Any]:
     public = None if stand_in or level not in PUBLIC_TEACHERS else find_file(PUBLIC_TEACHERS[level], run)
     recipe = {
         "teacher": LEARNING[public is None].get(name, {}),
-        "expert": LEARNING[stand_in]["expert"],
+        "expert": LEARNING[stand_in]["expert"] | (LEARNING[stand_in]["taught"] if level in PUBLIC_TEACHERS else {}),
         "tuning": LEARNING[stand_in]["fine-tuning"] | {"decoder": decoder, "unlabeled": False},
     }[part]
     defaults = {key: default_settings(name)[key] for key in ("learning_rate", "warmup")}
@@ -165,6 +165,7 @@ def _reasons(stages: Mapping[str, Mapping[str, Any]], stand_in: bool) -> dict[st
             "warmup": f"steps of a rising learning rate, at most a fifth of all; {recipe}",
             "rank": f"of the experts, equal in all stages; {recipe}",
             "view_size": "pixels, the teacher's input",
+            "standardise_targets": "each channel of the teacher's features, which are nearly constant; " + recipe,
             "unlabeled": "true: learn from the scans without labels here too, in about twice the time; see the bundle",
             "decoder": "sam (SAMora) or hierarchical (H-SAMora)",
             "decoder_features": "small, as the base is",
