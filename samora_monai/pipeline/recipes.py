@@ -8,13 +8,15 @@ STAND_INS = ("tiny", "sam2_mini")  # encoders without weights of Meta, trained f
 
 # Whether the base is a stand-in -> settings of each training. False: the bundles' own settings, for SAM's weights
 LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
-    False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}, "taught": {}},
+    False: {"fine-tuning": {}, "image_teacher": {}, "patch_teacher": {}, "expert": {}, "taught": {}, "fused": {}},
     True: {
         "fine-tuning": {"learning_rate": 0.002, "warmup": 20, "rank": 16},
         "image_teacher": {"learning_rate": 0.001, "warmup": 20, "view_size": 96},
         "patch_teacher": {"learning_rate": 0.002, "warmup": 20},
         "expert": {"learning_rate": 0.003, "warmup": 20, "rank": 16},
-        "taught": {"standardise_targets": True},  # experts with a teacher, in the pipeline; row standardised-targets
+        # of the pipeline: of experts with a teacher, and of SAMora; row kept-experts of benchmarks/fewshot
+        "taught": {"standardise_targets": True},
+        "fused": {"expert_rate": 0.25, "weight_decay_on": "matrices"},
     },
 }
 # Whether teachers are small ones, trained from random weights -> their networks; the others are public

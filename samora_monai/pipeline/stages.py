@@ -29,7 +29,7 @@ PREDICTIONS = "predictions"  # folder of the labels of scans without a label
 # settings of a fine-tuning that SAMed, which has one expert and no fusion, does not share
 _OF_EXPERTS = (
     *("experts", "fusion", "fusion_order", "fusion_width", "fusion_norm", "fusion_blocks", "fusion_start"),
-    *("trainable", "expert_rate"),
+    *("trainable", "expert_rate", "weight_decay_on"),
 )
 _SLICES_OF_A_SCAN = 100
 

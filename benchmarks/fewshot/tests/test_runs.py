@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from benchmarks.fewshot import HERE, ROOT, grid, run, run_process, stage_one
 from benchmarks.fewshot.budget import FULL, QUICK, Budget
 from benchmarks.fewshot.stage_one import clear_unfinished
 from benchmarks.fewshot.tests.conftest import MakeStudy
-from samora_monai.networks import build_segmenter
+from samora_monai.networks import SegmenterConfig, build_segmenter
 from samora_monai.pipeline.bundle_process import FailedRun, Usage, bundle_command, copy_bundle
 from tests.tiny import refused
 
@@ -25,10 +26,10 @@ from tests.tiny import refused
 def test_cells_of_the_whole_grid():
     rows = list(grid.all_rows("tiny"))
     cells = list(grid.cells(rows, [1, 4, 8], [0, 1, 2], "tiny"))
-    assert len(rows) == 7 + 14 and len(cells) == len(set(cells)) == 3 * (7 * 3 + 14)
+    assert len(rows) == 10 + 27 and len(cells) == len(set(cells)) == 3 * (10 * 3 + 27)
     assert {cell.labeled for cell in cells if cell.ablation} == {4}
     assert {cell.system for cell in cells if cell.ablation} == {grid.REFERENCE}
-    assert [cell.seed for cell in cells] == [0] * 35 + [1] * 35 + [2] * 35  # seed by seed
+    assert [cell.seed for cell in cells] == [0] * 57 + [1] * 57 + [2] * 57  # seed by seed
     converging = {(cell.system, cell.labeled) for cell in cells if len(cell.milestones) > 1}
     assert converging == {("samed", 4), (grid.REFERENCE, 4)}
     assert [epoch / grid.EPOCHS for epoch in grid.MILESTONES] == [0.05, 0.1, 0.2, 0.5, 1]
@@ -52,8 +53,9 @@ def test_every_setting_of_a_row_is_one_of_the_bundle():
     assert {name for row in grid.all_rows("vit_b").values() for name in row.settings} <= set(config)
     rows = grid.ablations("vit_b")
     assert rows["half-width"].settings["fusion_width"] == 384 and rows["quarter-width"].settings["fusion_width"] == 192
+    fields = {field.name for field in dataclasses.fields(SegmenterConfig)} | {"fusion_start", "trainable"}
     for row in grid.all_rows("tiny").values():  # and the network can be built
-        settings: dict[str, Any] = {"experts": ["task"]} | row.settings
+        settings: dict[str, Any] = {"experts": ["task"]} | {k: v for k, v in row.settings.items() if k in fields}
         settings["train"] = settings.pop("trainable", "adapters")
         net = build_segmenter("tiny", image_size=112, **settings)
         assert net.image_encoder.experts == tuple(settings["experts"])

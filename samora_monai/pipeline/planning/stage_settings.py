@@ -137,7 +137,9 @@ def _stage(name: str, kind: str, decoder: str, run: Path) -> dict[str, Any]:
     recipe = {
         "teacher": LEARNING[public is None].get(name, {}),
         "expert": LEARNING[stand_in]["expert"] | (LEARNING[stand_in]["taught"] if level in PUBLIC_TEACHERS else {}),
-        "tuning": LEARNING[stand_in]["fine-tuning"] | {"decoder": decoder, "unlabeled": False},
+        "tuning": LEARNING[stand_in]["fine-tuning"]
+        | LEARNING[stand_in]["fused"]
+        | {"decoder": decoder, "unlabeled": False},
     }[part]
     defaults = {key: default_settings(name)[key] for key in ("learning_rate", "warmup")}
     settings: dict[str, Any] = {"batch_size": _BATCH_SIZES[kind][part], **defaults, **recipe}
@@ -165,6 +167,8 @@ def _reasons(stages: Mapping[str, Mapping[str, Any]], stand_in: bool) -> dict[st
             "warmup": f"steps of a rising learning rate, at most a fifth of all; {recipe}",
             "rank": f"of the experts, equal in all stages; {recipe}",
             "view_size": "pixels, the teacher's input",
+            "expert_rate": "learning rate of the experts, relative to that of HL-Attn and the decoder; " + recipe,
+            "weight_decay_on": "not on experts, norms, biases and tokens; " + recipe,
             "standardise_targets": "each channel of the teacher's features, which are nearly constant; " + recipe,
             "unlabeled": "true: learn from the scans without labels here too, in about twice the time; see the bundle",
             "decoder": "sam (SAMora) or hierarchical (H-SAMora)",
