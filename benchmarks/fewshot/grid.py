@@ -54,7 +54,7 @@ SYSTEMS = {
     "samed-unlabeled": Row("SAMed, also on unlabelled scans", {"experts": ["task"], "unlabeled": True}),
     "samora-unlabeled": _samora("SAMora, also on unlabelled scans", unlabeled=True),
     "unet": Row("MONAI U-Net, 2-D", overlay="unet.yaml"),
-    "unet-longer": Row("MONAI U-Net, 2-D, in SAMora's time", overlay="unet.yaml", longer=3),
+    "unet-longer": Row("MONAI U-Net, 2-D, three times the steps", overlay="unet.yaml", longer=3),
 }
 
 
