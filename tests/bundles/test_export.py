@@ -100,7 +100,9 @@ def test_onnx_gives_the_logits_of_torch(bundle: Bundle, settings: Mapping[str, A
     "settings",
     [
         pytest.param(HSAMORA, id="H-SAMora, one block"),
-        pytest.param(SAMED | {"encoder": SAM2, "context": 1}, id="SAMed on SAM 2, neighbouring slices"),
+        pytest.param(
+            SAMED | {"encoder": SAM2, "context": 1}, id="SAMed on SAM 2, neighbouring slices", marks=pytest.mark.slow
+        ),
         pytest.param(HSAMORA | {"encoder": SAM2}, id="H-SAMora on SAM 2", marks=pytest.mark.slow),
         pytest.param(SAMED, id="SAMed", marks=pytest.mark.slow),
         pytest.param(SAMORA, id="SAMora", marks=pytest.mark.slow),

@@ -104,6 +104,7 @@ def test_tokens_of_shifted_slices_are_interleaved():
         torch.testing.assert_close(found.movedim(-1, 0), F.avg_pool2d(around, 4, stride=1))
 
 
+@pytest.mark.slow
 def test_a_picture_is_reduced_until_it_is_small(tmp_path: Path):
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 255, (40, 60), dtype=np.uint8)).resize((1320, 660))

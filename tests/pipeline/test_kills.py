@@ -21,7 +21,8 @@ FORK = multiprocessing.get_context("fork")  # the process has imported everythin
 
 def work(stages: list[Stage], folder: Path) -> None:
     """The process of a pipeline; its exit code is 130 after a stop."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup ignore it, and so would the pipeline
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # ignored where the tests run in the background
+        signal.signal(number, signal.SIG_DFL)
     try:
         run_stages(stages, folder, jobs=2, threads=1)
     except Stopped:
