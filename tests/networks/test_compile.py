@@ -54,7 +54,7 @@ def test_forward_and_backward_are_one_graph(name: str, backend: str):
         value = loss(run(x, label), label)
         results.append([value, *torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)])
     for ours, compiled in zip(*results, strict=True):
-        torch.testing.assert_close(compiled, ours, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(compiled, ours, atol=5e-5, rtol=1e-3)  # gradients of about 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
