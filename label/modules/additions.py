@@ -67,14 +67,14 @@ class Additions:
     """
 
     @cached_property
-    def model_file(self) -> Path | None:
+    def served_file(self) -> Path | None:
         """The served `model.pt`; None if the project has no model yet."""
         file = Path(self.app_dir, "model", BUNDLE, "models", "model.pt")
         return file if BUNDLE in self.models and file.is_file() else None
 
     @cached_property
     def model_settings(self) -> ModelSettings | None:
-        return read_model_settings(self.model_file) if self.model_file else None
+        return read_model_settings(self.served_file) if self.served_file else None
 
     @cached_property
     def objects(self) -> list[str]:
@@ -100,7 +100,7 @@ class Additions:
             return None
         key = f"{self.base.encoder} {file_key(self.base.checkpoint)}"
         store = Store(Path(self.app_dir, "next_sample"), key)
-        return Background(store, self.base, self.model_file, lambda image: self.datastore().get_image_uri(image))
+        return Background(store, self.base, self.served_file, lambda image: self.datastore().get_image_uri(image))
 
     def init_infers(self) -> dict[str, Any]:
         infers = super().init_infers()
@@ -131,7 +131,7 @@ class Additions:
         return (
             methods
             | {"samora_features": Features(self.background)}
-            | ({"samora_uncertainty": Uncertainty(self.background)} if self.model_file else {})
+            | ({"samora_uncertainty": Uncertainty(self.background)} if self.served_file else {})
         )
 
     def async_scoring(self, method: str | None, params: dict[str, Any] | None = None) -> Any:
