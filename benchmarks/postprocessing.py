@@ -20,6 +20,7 @@ from samora_monai.checkpoints import load_model, read_model_settings
 from samora_monai.data import CheckCased, LoadCased, ScaleScand, find_cases
 from samora_monai.data.slice_reader import neighbours
 from samora_monai.inference.smoothing import keep_largest, smoothed
+from samora_monai.metrics import dice
 from samora_monai.networks import build_segmenter
 
 KEYS = ("image", "label")
@@ -33,9 +34,9 @@ def labels_of(logits: Iterable[Tensor], width: float) -> Tensor:
 
 def mean_dice(predicted: Tensor, label: Tensor, num_classes: int) -> float:
     """Mean Dice of the classes that the label map has."""
-    found = [number for number in range(1, num_classes) if (label == number).any()]
-    pairs = [(predicted == number, label == number) for number in found]
-    return float(np.mean([2 * float((a & b).sum()) / float(a.sum() + b.sum()) for a, b in pairs]))
+    a, b = predicted.numpy(), label.numpy()
+    found = [number for number in range(1, num_classes) if (b == number).any()]
+    return float(np.mean([dice(a == number, b == number) for number in found]))
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     load_model(net, file)
     transforms = [LoadCased(KEYS), EnsureChannelFirstd(KEYS), CheckCased(KEYS, num_classes=classes)]
     transforms += [Orientationd(KEYS, axcodes="RAS", labels=None), ScaleScand("image", scaling=model.scaling)]
-    read, dice, spacings = Compose(transforms), [], []
+    read, found, spacings = Compose(transforms), [], []
     for case in find_cases(args.dataset_dir, args.datalist).validation:
         scan = read(dict(case))
         spacings.append(float(scan["image"].pixdim[axis]))
@@ -65,8 +66,8 @@ def main() -> None:
             row.append(mean_dice(predicted, label, classes))
             keep_largest(predicted, range(1, classes))
             row.append(mean_dice(predicted, label, classes))
-        dice.append(row)
-    table = np.array(dice).reshape(len(dice), len(args.smoothing), 2)
+        found.append(row)
+    table = np.array(found).reshape(len(found), len(args.smoothing), 2)
     print(f"{len(table)} scans, {np.mean(spacings):.3g} mm from slice to slice")
     print("smoothing, mm | Dice | worst change of a scan | with the largest component of each class")
     for i, millimetres in enumerate(args.smoothing):

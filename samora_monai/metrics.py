@@ -54,7 +54,7 @@ def samed_dice_hd95(pred: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
     pred, gt = pred[box], gt[box]
     a, b = _surface(pred), _surface(gt)
     distances = np.concatenate([KDTree(b).query(a)[0], KDTree(a).query(b)[0]])
-    return _dice(pred, gt), float(np.percentile(distances, 95))
+    return dice(pred, gt), float(np.percentile(distances, 95))
 
 
 def case_metrics(
@@ -83,13 +83,13 @@ def case_metrics(
     for index in range(1, num_classes):
         in_pred, in_label = (found[index - 1] for found in boxes)
         if in_pred is None or in_label is None:
-            dice = np.nan if in_label is None else 0.0
-            rows.append(ClassMetrics(index, dice, np.nan, np.nan, 0.0 if in_pred is None else 1.0, 0.0))
+            absent = np.nan if in_label is None else 0.0
+            rows.append(ClassMetrics(index, absent, np.nan, np.nan, 0.0 if in_pred is None else 1.0, 0.0))
             continue
         box = tuple(slice(min(p.start, r.start), max(p.stop, r.stop)) for p, r in zip(in_pred, in_label, strict=True))
         a, b = pred_map[box] == index, label_map[box] == index
         samed_dice, samed_hd95 = samed_dice_hd95(a, b)
-        rows.append(ClassMetrics(index, _dice(a, b), _hd95(a, b, spacing), _hd95(a, b, None), samed_dice, samed_hd95))
+        rows.append(ClassMetrics(index, dice(a, b), _hd95(a, b, spacing), _hd95(a, b, None), samed_dice, samed_hd95))
     return rows
 
 
@@ -98,7 +98,8 @@ def _check_shapes(pred: np.ndarray, gt: np.ndarray) -> None:
         raise ValueError(f"prediction has shape {pred.shape}, the reference {gt.shape}; resample both to one grid")
 
 
-def _dice(pred: np.ndarray, gt: np.ndarray) -> float:
+def dice(pred: np.ndarray, gt: np.ndarray) -> float:
+    """Dice of two boolean masks of one shape, of which at least one is not empty."""
     return float(2 * np.count_nonzero(pred & gt) / (np.count_nonzero(pred) + np.count_nonzero(gt)))
 
 

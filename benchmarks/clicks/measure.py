@@ -25,6 +25,7 @@ from samora_monai.checkpoints import load_adapter, load_sam
 from samora_monai.data import LoadUnlabeledd, ScaleUnlabeledd, ScanScaling, find_cases
 from samora_monai.download import SHIPPED
 from samora_monai.inference.clicks import PromptedSegmenter, SlicePrompts, box_of
+from samora_monai.metrics import dice
 from samora_monai.networks import build_segmenter
 from samora_monai.pipeline.at_hand import STAND_IN, find_base
 
@@ -38,10 +39,6 @@ def deepest(mask: np.ndarray) -> tuple[int, int]:
     depth = ndimage.distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(depth.argmax(), depth.shape)
     return int(row), int(column)
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    return 2 * np.count_nonzero(a & b) / max(1, np.count_nonzero(a) + np.count_nonzero(b))
 
 
 def clicked(segmenter: PromptedSegmenter, image: np.ndarray, target: np.ndarray, name: object) -> Iterator[float]:

@@ -54,11 +54,16 @@ def _averages(slices: Tensor, positions: range, weights: Tensor) -> Tensor:
     return torch.stack(sums)
 
 
+def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Connected components (26 neighbours) of a mask `[X, Y, Z]`: their numbers from 1 on, and the size of each."""
+    numbers, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    return numbers, np.bincount(numbers.ravel())[1:]
+
+
 def keep_largest(labels: Tensor, classes: Sequence[int]) -> None:
-    """Keep the largest connected component (26 neighbours) of some classes of a label map `[X, Y, Z]`, in place."""
+    """Keep the largest of the `components` of some classes of a label map `[X, Y, Z]`, in place."""
     for number in classes:
         mask = (labels == number).cpu().numpy()
-        components, count = ndimage.label(mask, np.ones((3, 3, 3)))
-        if count > 1:
-            largest = 1 + np.argmax(np.bincount(components.ravel())[1:])
-            labels[torch.from_numpy(mask & (components != largest)).to(labels.device)] = 0
+        numbers, sizes = components(mask)
+        if len(sizes) > 1:
+            labels[torch.from_numpy(mask & (numbers != 1 + sizes.argmax())).to(labels.device)] = 0

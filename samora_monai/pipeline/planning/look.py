@@ -20,6 +20,7 @@ from samora_monai.data import CheckCased, LoadCased, LoadUnlabeledd
 from samora_monai.data.any_image import ARRAYS, PICTURES
 from samora_monai.data.unlabeled import DICOM, format_of
 from samora_monai.errors import InputError, input_error
+from samora_monai.inference.smoothing import components
 from samora_monai.pipeline.at_hand import cores, free_memory
 
 _MODALITY = "0008|0060"  # DICOM's Modality
@@ -134,8 +135,7 @@ def _in_one_piece(label: np.ndarray) -> tuple[int, ...]:
     for number, box in enumerate(ndimage.find_objects(label.astype(np.int32)), 1):
         if box is None:
             continue
-        components, _ = ndimage.label(label[box] == number, np.ones((3, 3, 3)))
-        sizes = np.bincount(components.ravel())[1:]
+        _, sizes = components(label[box] == number)
         if sizes.max() >= _ONE_PIECE * sizes.sum():
             found.append(number)
     return tuple(found)
