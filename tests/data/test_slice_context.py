@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from monai.transforms import RandAffined
+from monai.transforms import Compose, RandAffined
 
 from samora_monai.data import SliceDataset
 from samora_monai.data.slice_reader import neighbours
@@ -75,7 +75,8 @@ def test_one_random_affine_moves_the_slice_its_neighbours_and_its_label(tmp_path
         }
     ]
     move = RandAffined(["image", "label"], prob=1.0, rotate_range=0.5, mode="nearest", padding_mode="zeros")
-    item = SliceDataset(data, READ, move.set_random_state(0), image_size=SIZE, context=1)[1]
+    move = Compose([move]).set_random_state(0)  # the dataset gives a bare transform a state of chance
+    item = SliceDataset(data, READ, move, image_size=SIZE, context=1)[1]
     assert not torch.equal(item["label"][0], torch.from_numpy(label[..., 1]).to(item["label"]))
     assert all(torch.equal(channel, item["label"][0].float()) for channel in item["image"])
 
