@@ -2,8 +2,8 @@
 
     python -m benchmarks.decoders DIR [--datalist dataset_4.json --modality MR --num_labeled 4 --epochs 6]
 
-Every cell trains the `tiny` preset from scratch and scores its last epoch, by the real bundle in processes of its own.
-Cells that the CSV holds are not run again.
+Every cell trains a small preset, `tiny` or another `--encoder`, from scratch and scores its last epoch, by the real
+bundle in processes of its own. Cells that the CSV holds are not run again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SYSTEMS = {
     "hierarchical": ["--decoder", "hierarchical"],
     "class-balanced": ["--decoder", "hierarchical", "--class_balanced_attention", "true"],
 }
-FROM_SCRATCH = "--encoder tiny --sam_checkpoint none --trainable all --batch_size 8 --learning_rate 0.001 --warmup 20"
+FROM_SCRATCH = "--sam_checkpoint none --trainable all --batch_size 8 --learning_rate 0.001 --warmup 20"
 
 
 def measure(settings: list[str], data: list[str], epochs: int, seed: int) -> float:
@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--datalist", default="dataset.json")
     parser.add_argument("--modality", default="CT")
     parser.add_argument("--num_labeled", type=int, default=2)
+    parser.add_argument("--encoder", default="tiny")
+    parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
@@ -55,6 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     data = ["--dataset_dir", args.dataset_dir, "--datalist", args.datalist, "--modality", args.modality]
     data += ["--num_labeled", str(args.num_labeled)]
+    network = ["--encoder", args.encoder, "--image_size", str(args.image_size)]
 
     done: dict[tuple[str, int], float] = {}
     if args.csv.exists():
@@ -63,7 +66,7 @@ def main() -> None:
     for seed in args.seeds:
         for name in args.systems:
             if (name, seed) not in done:
-                done[name, seed] = measure(SYSTEMS[name], data, args.epochs, seed)
+                done[name, seed] = measure([*network, *SYSTEMS[name]], data, args.epochs, seed)
                 with open(args.csv, "a", newline="") as file:
                     csv.writer(file).writerow([name, seed, done[name, seed]])
     for name in args.systems:

@@ -1,15 +1,16 @@
 """Whether teachers and experts learn: their losses on held-out scans, before and after training.
 
-    python -m benchmarks.experts DIR [--datalist dataset_4.json --modality MR --folder experts --base sam.pth]
+    python -m benchmarks.experts DIR [--datalist dataset_4.json --modality MR --folder experts]
+    python -m benchmarks.experts DIR --encoder sam2_mini --base base.pt [...]
 
-Trains both teachers and the three experts with the real bundles and the `tiny` presets, each in a process of its own,
-and prints one table for the teachers and one for the experts. Without --base, the stand-in base of the few-shot study
-is trained first. Finished parts in the folder are not trained again, so that the same command continues a stopped run.
+Trains both teachers (`tiny`) and the three experts with the real bundles, each in a process of its own, and prints one
+table for the teachers and one for the experts. Finished parts in the folder are not trained again, so that the same
+command continues a stopped run. --image_size and --epochs shorten it.
 
 Teachers: each slice of the held-out scans is matched with the most similar slice of the training scans (cosine
 similarity of centred features); the error is the distance of their positions, in percent of a scan's length. Chance is
 33 %. Experts: the loss on the held-out scans before training, after the first and the last epoch, and after the last
-with the expert's deltas off.
+with the expert's deltas off. With --standardise_targets a constant vector has a loss of 1 on the training scans.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from torch import Tensor, nn
 
 from benchmarks.fewshot import run_process
 from samora_monai.data import SliceDataset
-from samora_monai.networks import LEVELS
-from samora_monai.pipeline.at_hand import STAND_IN_FILE
+from samora_monai.networks import LEVELS, PRESETS
+from samora_monai.pipeline.at_hand import STAND_IN, STAND_IN_FILE
 from samora_monai.pipeline.bundle_process import bundle_command, copy_bundle
 from samora_monai.pipeline.record import Record
 from samora_monai.pretraining import MAETeacher, SimCLRTeacher
@@ -37,7 +38,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "image": {"epochs": 12, "batch_size": 64, "learning_rate": 0.001, "warmup": 50, "view_size": 96},
     "patch": {"epochs": 8, "batch_size": 64, "learning_rate": 0.002, "warmup": 50},
 }
-EXPERT: dict[str, Any] = {"encoder": "tiny", "batch_size": 32, "learning_rate": 0.002, "warmup": 100}
+EXPERT: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.002, "warmup": 100}
 EXPERTS: dict[str, dict[str, Any]] = {
     "image": {"teacher_network": "tiny", "epochs": 12},
     "patch": {"teacher_network": "tiny", "epochs": 5},
@@ -105,25 +106,35 @@ def main() -> None:
     parser.add_argument("--datalist", default="dataset.json")
     parser.add_argument("--modality", default="CT")
     parser.add_argument("--folder", type=Path, default=Path("experts"))
+    parser.add_argument("--encoder", default=STAND_IN, choices=list(PRESETS), help=f"default {STAND_IN}")
+    parser.add_argument("--base", type=Path, help=f"base of the encoder; default: the package's {STAND_IN}")
+    parser.add_argument("--image_size", type=int, default=224, help="side of all inputs; default 224")
+    parser.add_argument("--epochs", type=int, help="of each training; default: see the script")
     parser.add_argument(
-        "--base", type=Path, help="a SAM checkpoint of the tiny preset; default: the stand-in of the package"
+        "--standardise_targets", action="store_true", help="as the pipeline does it for image and patch level"
     )
     parser.add_argument("--levels", nargs="+", default=LEVELS, choices=LEVELS)
     args = parser.parse_args()
+    if args.base is None and args.encoder != STAND_IN:
+        parser.error(f"--encoder is {args.encoder}, but the base of the package is {STAND_IN}; give --base FILE")
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     base = args.base or STAND_IN_FILE
     data = {"dataset_dir": args.dataset_dir, "datalist": args.datalist, "modality": args.modality}
     data["cache_dir"] = str(folder / "cache")
+    common = data | {"image_size": args.image_size}
+    length = {"epochs": args.epochs} if args.epochs else {}
 
     teachers, experts = [], []
     for level in args.levels:
         bundle = folder / level
         if not bundle.exists():
             copy_bundle(f"samora_{level}_expert", bundle)
-        settings = data | EXPERT | EXPERTS[level] | {"sam_checkpoint": base.absolute()}
+        settings = common | EXPERT | EXPERTS[level] | length
+        settings |= {"encoder": args.encoder, "sam_checkpoint": base.absolute()}
         if level != "pixel":
-            teaching = data | {"teacher_network": "tiny"} | TEACHERS[level]
+            settings |= {"standardise_targets": args.standardise_targets}
+            teaching = common | {"teacher_network": "tiny"} | TEACHERS[level] | length
             run(bundle, "teacher", ["train.yaml", "teacher.yaml"], teaching, folder / f"{level}_teacher.log")
         run(bundle, "training", ["train.yaml"], settings, folder / f"{level}.log")
         losses = [float(x) for x in re.findall(r"^validation loss (\S+)", (folder / f"{level}.log").read_text(), re.M)]
