@@ -113,6 +113,9 @@ def main() -> None:
     parser.add_argument(
         "--standardise_targets", action="store_true", help="as the pipeline does it for image and patch level"
     )
+    parser.add_argument(
+        "--experts_only", action="store_true", help="without the table of the teachers, which do not depend on the base"
+    )
     parser.add_argument("--levels", nargs="+", default=LEVELS, choices=LEVELS)
     args = parser.parse_args()
     if args.base is None and args.encoder != STAND_IN:
@@ -148,13 +151,14 @@ def main() -> None:
         with workflow.parser.get_parsed_content("segmenter").image_encoder.without_experts():
             off = held_out_loss(workflow)
         experts.append((level, before, losses[0], last, 100 * (1 - last / losses[0]), off, 100 * (off / last - 1)))
-        if level != "pixel":
+        if level != "pixel" and not args.experts_only:
             torch.manual_seed(0)
             random = SimCLRTeacher("tiny") if level == "image" else MAETeacher("tiny")
             trained = workflow.parser.get_parsed_content("teacher_def")
             teachers.append((level, position_error(random, workflow), position_error(trained, workflow)))
 
-    print("\n| teacher | position error, random, % | position error, trained, % |\n|---|---|---|")
+    if teachers:
+        print("\n| teacher | position error, random, % | position error, trained, % |\n|---|---|---|")
     for name, before, after in teachers:
         print(f"| {name} | {before:.1f} | {after:.1f} |")
     print("\n| expert | untrained | first epoch | last epoch | reduced by | last, expert off | higher by |")
