@@ -116,6 +116,8 @@ def main() -> None:
     parser.add_argument(
         "--experts_only", action="store_true", help="without the table of the teachers, which do not depend on the base"
     )
+    parser.add_argument("--image_teacher", type=Path, help="a trained `tiny` one, which is then not trained here")
+    parser.add_argument("--patch_teacher", type=Path, help="likewise")
     parser.add_argument("--levels", nargs="+", default=LEVELS, choices=LEVELS)
     args = parser.parse_args()
     if args.base is None and args.encoder != STAND_IN:
@@ -137,8 +139,11 @@ def main() -> None:
         settings |= {"encoder": args.encoder, "sam_checkpoint": base.absolute()}
         if level != "pixel":
             settings |= {"standardise_targets": args.standardise_targets}
-            teaching = common | {"teacher_network": "tiny"} | TEACHERS[level] | length
-            run(bundle, "teacher", ["train.yaml", "teacher.yaml"], teaching, folder / f"{level}_teacher.log")
+            if trained := {"image": args.image_teacher, "patch": args.patch_teacher}[level]:
+                settings |= {"teacher_checkpoint": trained.absolute()}
+            else:
+                teaching = common | {"teacher_network": "tiny"} | TEACHERS[level] | length
+                run(bundle, "teacher", ["train.yaml", "teacher.yaml"], teaching, folder / f"{level}_teacher.log")
         run(bundle, "training", ["train.yaml"], settings, folder / f"{level}.log")
         losses = [float(x) for x in re.findall(r"^validation loss (\S+)", (folder / f"{level}.log").read_text(), re.M)]
 
@@ -154,8 +159,8 @@ def main() -> None:
         if level != "pixel" and not args.experts_only:
             torch.manual_seed(0)
             random = SimCLRTeacher("tiny") if level == "image" else MAETeacher("tiny")
-            trained = workflow.parser.get_parsed_content("teacher_def")
-            teachers.append((level, position_error(random, workflow), position_error(trained, workflow)))
+            teacher = workflow.parser.get_parsed_content("teacher_def")
+            teachers.append((level, position_error(random, workflow), position_error(teacher, workflow)))
 
     if teachers:
         print("\n| teacher | position error, random, % | position error, trained, % |\n|---|---|---|")
