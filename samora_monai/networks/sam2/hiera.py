@@ -172,7 +172,7 @@ class HieraEncoder(Encoder):
         return Features(embedding, (fine, middle))
 
     def distilled(self, x: Tensor) -> Tensor:
-        return self(x)  # not stage 3, whose loss does not reach the experts of stage 4; measured in benchmarks/README.md
+        return self(x)  # not stage 3: its loss does not reach the experts of stage 4, see benchmarks/README.md
 
     def describe(self) -> str:
         return f"Hiera {self.embed_dim} wide, {len(self.trunk.blocks)} deep"
