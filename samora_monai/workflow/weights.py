@@ -107,8 +107,8 @@ def load_pretrained(
     reports = [] if sam is None else [_load_sam(net, sam, FROM_SCRATCH)]
     reports += [_logged(load(net, file)) for load, file in ((load_samed, samed), (load_hsam, hsam)) if file is not None]
     reports += [_logged(load_expert(net, path, level)) for level, path in given.items()]
-    for level, path in given.items() if scaling is not None and idist.get_rank() == 0 else ():
-        if warning := _of_other_intensity(path, level, scaling):
+    if scaling is not None and idist.get_rank() == 0:
+        for warning in filter(None, (_of_other_intensity(path, level, scaling) for level, path in given.items())):
             logger.warning(warning)
     return reports
 
