@@ -21,6 +21,7 @@ from samora_monai.data.slice_reader import neighbours
 from samora_monai.errors import InputError
 from samora_monai.inference.smoothing import keep_largest, radius_of, smoothed
 from samora_monai.inference.uncertainty import ENTROPY, FoundEntropy
+from samora_monai.inference.views import averaged
 from samora_monai.settings import flag
 
 
@@ -34,6 +35,7 @@ class SliceLabelInferer(Inferer):
         context: number of neighbouring slices on each side that are further channels of each slice, as in
             `samora_monai.data.SliceDataset`.
         smoothing, largest_component: see `samora_monai.data.Postprocessing`.
+        tta: average over views of each slice, see `samora_monai.inference.views`; takes three times as long.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class SliceLabelInferer(Inferer):
         context: int = 0,
         smoothing: float = 0.0,
         largest_component: Sequence[int] = (),
+        tta: bool | str = False,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -52,6 +55,7 @@ class SliceLabelInferer(Inferer):
         self.context = context
         self.smoothing = smoothing
         self.largest_component = tuple(largest_component)
+        self.tta = flag(tta, "tta")
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Segment volumes.
@@ -99,9 +103,12 @@ class SliceLabelInferer(Inferer):
     def _logits(self, volume: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Iterator[Tensor]:
         """`[Z, C, X, Y]` -> `[b, K, X, Y]` of the slices in their order."""
 
-        def logits(slices: Tensor) -> Tensor:
+        def view_logits(slices: Tensor) -> Tensor:
             with torch.autocast(slices.device.type, torch.bfloat16, enabled=self.amp):
                 return network(slices, *args, **kwargs)
+
+        def logits(slices: Tensor) -> Tensor:
+            return averaged(slices, view_logits) if self.tta else view_logits(slices)
 
         channels = torch.from_numpy(neighbours(len(volume), self.context)).to(volume.device)
         filled = volume.flatten(1).any(1)[channels].any(1)  # slices that hold more than air
