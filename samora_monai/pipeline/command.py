@@ -44,7 +44,7 @@ _DEFAULTS: dict[str, Any] = {
     "decoder": "sam",
     "steps": None,
 }
-_DEFAULTS |= {"device": None, "jobs": None, "seed": 0}  # of `make_plan`
+_DEFAULTS |= {"device": None, "jobs": None, "seed": 0, "unlabeled": False}  # of `make_plan`
 _MODEL = "RUN of `samora train`, a bundle, or a model.pt"
 _DEVICE = "default: a GPU if there is one"
 _TTA = "average over three views of each slice, which takes three times as long"
@@ -144,8 +144,7 @@ def _use(
     bundle = file.parents[1]
     if not all((bundle / "configs" / name).is_file() for name in configs):  # a model.pt alone
         bundle = bundle_path(SEGMENTATION)
-    given = {"device": device, "tta": tta or None}
-    settings = {**settings, "checkpoint": file, **{name: value for name, value in given.items() if value is not None}}
+    settings |= {"checkpoint": file, **({"device": device} if device else {}), **({"tta": True} if tta else {})}
     command = bundle_command(bundle, workflow, configs, settings)
     print(f"$ {shown(command)}", flush=True)
     own = [bundle_path(SEGMENTATION) / "configs" / name for name in configs]
@@ -186,6 +185,7 @@ def _ignored(made: Plan, options: dict[str, Any]) -> str | None:
         "checkpoint": made.network["sam_checkpoint"],
         "decoder": tuning.get("decoder", "sam"),
         "seed": made.run["seed"],
+        "unlabeled": tuning.get("unlabeled", False),
         "steps": steps if steps is not None and 0 <= tuning["steps"] - steps < tuning["epochs"] else tuning["steps"],
     }
     given = {name: options.get(name, default) for name, default in _DEFAULTS.items() if name in planned}
@@ -226,6 +226,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--seed", type=int, default=0, help="default: 0")
         sub.add_argument("--device", help=_DEVICE)
         sub.add_argument("--jobs", type=int, help="runs at a time; default: as many as the machine has room for")
+        sub.add_argument("--unlabeled", action="store_true", help="fine-tune with scans without labels too")
         sub.add_argument("--compare", action="store_true", help="train SAMed too, for comparison")
         if word == "train":
             sub.add_argument(
@@ -278,7 +279,7 @@ def exit_codes() -> Iterator[None]:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("hours", "modality", "encoder", "decoder", "steps", "seed", *MACHINE)
+    names = ("hours", "modality", "encoder", "decoder", "steps", "seed", "unlabeled", *MACHINE)
     checkpoint = str(absolute(args.sam_checkpoint)) if args.sam_checkpoint else None
     return {name: getattr(args, name) for name in names} | {"checkpoint": checkpoint}
 

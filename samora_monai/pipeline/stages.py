@@ -197,7 +197,7 @@ class _Makers:
             results=(folder / "models" / "model.pt", folder / "models" / "model.json"),
             last=folder / "eval" / "last.pt",
             beside_others=not experts,
-            work=self.work("fine_tuning", 2.0 if experts else 1.0),
+            work=self.work("fine_tuning", (2.0 if experts else 1.0) * (2.0 if own.get("unlabeled") else 1.0)),
             note=note,
         )
         scoring = Stage(
