@@ -177,7 +177,7 @@ def _reasons(stages: Mapping[str, Mapping[str, Any]], stand_in: bool) -> dict[st
             "expert_rate": "learning rate of the experts, relative to that of HL-Attn and the decoder; " + recipe,
             "weight_decay_on": "not on experts, norms, biases and tokens; " + recipe,
             "standardise_targets": "each channel of the teacher's features, which are nearly constant; " + recipe,
-            "unlabeled": "true: learn from the scans without labels here too, twice a step's time, which --unlabeled counts",
+            "unlabeled": "true: learn from the scans without labels here too, in twice the time: see --unlabeled",
             "decoder": "sam (SAMora) or hierarchical (H-SAMora)",
             "decoder_features": "small, as the base is",
             "teacher_network": "a small one, trained from random weights on these scans",
