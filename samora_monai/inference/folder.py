@@ -33,10 +33,14 @@ class LabelProvenance:
         checkpoint: the model file.
         model: settings of the model, as this run uses them.
         amp: whether the network runs under autocast.
+        tta: whether it averages over views.
     """
 
-    def __init__(self, checkpoint: str | os.PathLike[str], model: ModelSettings, amp: bool | str) -> None:
+    def __init__(
+        self, checkpoint: str | os.PathLike[str], model: ModelSettings, amp: bool | str, tta: bool | str = False
+    ) -> None:
         run = [__version__, file_sha256(checkpoint), model.as_dict(), flag(amp, "amp")]
+        run += ["tta"] if flag(tta, "tta") else []
         self.run = json.dumps(run, sort_keys=True)
 
     def of(self, scan: str | os.PathLike[str]) -> str:

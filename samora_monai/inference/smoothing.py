@@ -12,18 +12,23 @@ from torch import Tensor
 _TRUNCATE = 3.0  # standard deviations
 
 
+def radius_of(width: float) -> int:
+    """Number of slices on each side that a Gaussian of `width` slices spans; 0 is no smoothing."""
+    return int(_TRUNCATE * width + 0.5)
+
+
 def smoothed(chunks: Iterable[Tensor], width: float) -> Iterator[Tensor]:
     """Average the class probabilities of neighbouring slices with the weights of a Gaussian.
 
     Args:
         chunks: logits `[b, K, X, Y]` of the slices of a volume, in their order.
-        width: standard deviation in slices; where the next slice has no weight, the chunks are returned as they are.
+        width: standard deviation in slices; where `radius_of` is 0, the chunks are returned as they are.
 
     Yields:
         for the same slices in the same order, but in other chunks, `[b, K, X, Y]`: probabilities times the sum of the
         weights, which is smaller at both ends of the volume. At no time are more slices kept than the weights span.
     """
-    radius = int(_TRUNCATE * width + 0.5)
+    radius = radius_of(width)
     if radius == 0:
         yield from chunks
         return

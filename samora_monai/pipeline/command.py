@@ -44,9 +44,10 @@ _DEFAULTS: dict[str, Any] = {
     "decoder": "sam",
     "steps": None,
 }
-_DEFAULTS |= {"device": None, "jobs": None, "seed": 0}  # of `make_plan`
+_DEFAULTS |= {"device": None, "jobs": None, "seed": 0, "unlabeled": False}  # of `make_plan`
 _MODEL = "RUN of `samora train`, a bundle, or a model.pt"
 _DEVICE = "default: a GPU if there is one"
+_TTA = "average over three views of each slice, which takes three times as long"
 
 
 def plan(folder: Path, run: Path, **options: Any) -> Plan:
@@ -103,7 +104,7 @@ def train(folder: Path, run: Path, compare: bool = False, dry_run: bool = False,
     print(outcome(stages, run), flush=True)
 
 
-def predict(model: Path, scans: Path, output: Path, device: str | None = None) -> int:
+def predict(model: Path, scans: Path, output: Path, device: str | None = None, tta: bool = False) -> int:
     """Segment scans with a trained model; labels that it has made of unchanged scans are kept.
 
     Files and folders that are named as label maps, such as labelsTr/, are left out, with one line about them.
@@ -112,35 +113,38 @@ def predict(model: Path, scans: Path, output: Path, device: str | None = None) -
         model: folder of a pipeline or of a trained bundle, or a `model.pt` with its `model.json`.
         scans: a file, a folder of scans, or a DICOM folder.
         output: folder of the labels.
+        tta: average over views of each slice, which takes three times as long.
 
     Returns:
         the exit code of the bundle.
     """
     settings = {"dataset_dir": absolute(scans), "output_dir": absolute(output), "resume": True}
     settings["dataset::data::scans"] = "$samora_monai.data.find_images(@dataset_dir, @output_dir)"
-    return _use(model, "inference", ["inference.json"], settings, device)
+    return _use(model, "inference", ["inference.json"], settings, device, tta)
 
 
-def evaluate(model: Path, folder: Path, output: Path, device: str | None = None) -> int:
+def evaluate(model: Path, folder: Path, output: Path, device: str | None = None, tta: bool = False) -> int:
     """Score a trained model on the validation scans of a folder, and write tables and the report to `output`.
 
     Args:
-        model: as for `predict`.
+        model, tta: as for `predict`.
         folder: scans with labels, as for the training of a bundle.
 
     Returns:
         the exit code of the bundle.
     """
     settings = {"dataset_dir": absolute(folder), "output_dir": absolute(output)}
-    return _use(model, "evaluating", ["train.yaml", "evaluate.yaml"], settings, device)
+    return _use(model, "evaluating", ["train.yaml", "evaluate.yaml"], settings, device, tta)
 
 
-def _use(model: Path, workflow: str, configs: list[str], settings: dict[str, Any], device: str | None) -> int:
+def _use(
+    model: Path, workflow: str, configs: list[str], settings: dict[str, Any], device: str | None, tta: bool
+) -> int:
     file = model_file(model)
     bundle = file.parents[1]
     if not all((bundle / "configs" / name).is_file() for name in configs):  # a model.pt alone
         bundle = bundle_path(SEGMENTATION)
-    settings = {**settings, "checkpoint": file, **({"device": device} if device else {})}
+    settings |= {"checkpoint": file, **({"device": device} if device else {}), **({"tta": True} if tta else {})}
     command = bundle_command(bundle, workflow, configs, settings)
     print(f"$ {shown(command)}", flush=True)
     own = [bundle_path(SEGMENTATION) / "configs" / name for name in configs]
@@ -181,6 +185,7 @@ def _ignored(made: Plan, options: dict[str, Any]) -> str | None:
         "checkpoint": made.network["sam_checkpoint"],
         "decoder": tuning.get("decoder", "sam"),
         "seed": made.run["seed"],
+        "unlabeled": tuning.get("unlabeled", False),
         "steps": steps if steps is not None and 0 <= tuning["steps"] - steps < tuning["epochs"] else tuning["steps"],
     }
     given = {name: options.get(name, default) for name, default in _DEFAULTS.items() if name in planned}
@@ -221,23 +226,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--seed", type=int, default=0, help="default: 0")
         sub.add_argument("--device", help=_DEVICE)
         sub.add_argument("--jobs", type=int, help="runs at a time; default: as many as the machine has room for")
+        sub.add_argument("--unlabeled", action="store_true", help="fine-tune with scans without labels too")
         sub.add_argument("--compare", action="store_true", help="train SAMed too, for comparison")
         if word == "train":
             sub.add_argument(
                 "--dry_run", action="store_true", help="print the plan and the commands, and train nothing"
             )
     sub = words.add_parser("predict", help=_first_line(predict))
-    sub.set_defaults(call=lambda args: predict(args.model, args.scans, args.output, args.device))
+    sub.set_defaults(call=lambda args: predict(args.model, args.scans, args.output, args.device, args.tta))
     sub.add_argument("model", type=Path, metavar="MODEL", help=_MODEL)
     sub.add_argument("scans", type=Path, metavar="SCANS", help="a scan, a folder of scans or a DICOM folder")
     sub.add_argument("output", type=Path, metavar="OUT", help="folder of the labels")
     sub.add_argument("--device", help=_DEVICE)
+    sub.add_argument("--tta", action="store_true", help=_TTA)
     sub = words.add_parser("evaluate", help=_first_line(evaluate))
-    sub.set_defaults(call=lambda args: evaluate(args.model, args.folder, args.output, args.device))
+    sub.set_defaults(call=lambda args: evaluate(args.model, args.folder, args.output, args.device, args.tta))
     sub.add_argument("model", type=Path, metavar="MODEL", help=_MODEL)
     sub.add_argument("folder", type=Path, metavar="DIR", help="data list, or imagesVal/ and labelsVal/")
     sub.add_argument("--output", type=Path, required=True, metavar="OUT", help="folder of tables and report")
     sub.add_argument("--device", help=_DEVICE)
+    sub.add_argument("--tta", action="store_true", help=_TTA)
     sub = words.add_parser("select", help=_first_line(select.run))
     sub.set_defaults(call=_select)
     select.add_arguments(sub)
@@ -271,7 +279,7 @@ def exit_codes() -> Iterator[None]:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("hours", "modality", "encoder", "decoder", "steps", "seed", *MACHINE)
+    names = ("hours", "modality", "encoder", "decoder", "steps", "seed", "unlabeled", *MACHINE)
     checkpoint = str(absolute(args.sam_checkpoint)) if args.sam_checkpoint else None
     return {name: getattr(args, name) for name in names} | {"checkpoint": checkpoint}
 

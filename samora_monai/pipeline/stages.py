@@ -135,6 +135,10 @@ class _Makers:
         found = {**self.plan.run, **self.plan.stages["inference"]}
         return {name: found[name] for name in names if found[name] is not None}
 
+    def inference(self) -> dict[str, Any]:
+        """The settings of an inference that change labels, of evaluation and prediction alike."""
+        return {name: value for name, value in self.plan.stages["inference"].items() if name == "tta"}
+
     def work(self, name: str, factor: float) -> float:
         return factor * self.plan.stages[name]["steps"] * self.plan.stages[name]["batch_size"]
 
@@ -173,11 +177,12 @@ class _Makers:
         settings = {**_known(self.plan.data, "fine_tuning"), **self.plan.network, **own}
         data, note = {"dataset_dir": self.run / "data"}, ""
         scored = cases.validation or cases.training
-        scorings: dict[str, str] = {}
+        scorings: dict[str, Any] = {}
         if not cases.validation:
             settings = {**SCORED_ON_TRAINING, **settings}
             scorings = SCORED_ON_TRAINING
             note = "no scans for validation: the figures are of the training scans, on other scans they will be lower"
+        scorings = {**scorings, **self.inference()}
         machine = self.machine("device", "amp", "num_workers", "slices_per_pass")
         training = Stage(
             name=name,
@@ -192,7 +197,7 @@ class _Makers:
             results=(folder / "models" / "model.pt", folder / "models" / "model.json"),
             last=folder / "eval" / "last.pt",
             beside_others=not experts,
-            work=self.work("fine_tuning", 2.0 if experts else 1.0),
+            work=self.work("fine_tuning", (2.0 if experts else 1.0) * (2.0 if own.get("unlabeled") else 1.0)),
             note=note,
         )
         scoring = Stage(
@@ -236,7 +241,7 @@ class _Makers:
             folder=folder,
             workflow="inference",
             configs=("inference.json",),
-            settings={},
+            settings=self.inference(),
             places=places | self.machine("device", "amp", "num_workers", "slices_per_pass"),
             needs=("fine_tuning",),
             scans=tuple(scans),

@@ -26,6 +26,7 @@ class RankedCase(NamedTuple):
     name: str
     rows: Sequence[ClassMetrics]
     slices: CaseSlices
+    entropy: float = float("nan")  # `FoundEntropy` of the prediction
 
 
 def case_article(case: RankedCase, class_names: Sequence[str]) -> str:
@@ -38,6 +39,7 @@ def case_article(case: RankedCase, class_names: Sequence[str]) -> str:
         mean_dice=number(mean_dice(case.rows), 3),
         slice=shown.number,
         slices=shown.total,
+        entropy="" if np.isnan(case.entropy) else f" Entropy of the prediction: {number(case.entropy, 2)}.",
         reason=text(_reason(shown, case.rows, class_names)),
         classes_in_reference=text(_names(shown.label, class_names)),
         classes_in_prediction=text(_names(shown.pred, class_names)),

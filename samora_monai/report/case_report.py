@@ -20,11 +20,13 @@ from monai.utils import CommonKeys, ImageMetaKey
 from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.data.scans import case_name
 from samora_monai.errors import InputError
+from samora_monai.inference.uncertainty import ENTROPY
 from samora_monai.metrics import ClassMetrics, case_metrics
 from samora_monai.replacing import replacing
 from samora_monai.report.case_article import RankedCase
 from samora_monai.report.case_slices import SliceStore, select_slices
 from samora_monai.report.class_summary import aligned_summary, mean_dice, summarize, worst_median_best, write_tables
+from samora_monai.report.confidence import order_sentence
 from samora_monai.report.page import report_page
 from samora_monai.report.provenance import Provenance
 
@@ -32,10 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 class CaseReport:
-    """Evaluator handler that computes the metrics of every case and writes `metrics.csv`, `summary.csv`, `report.html`.
+    """Evaluator handler that computes the metrics of every case and writes the CSV files and `report.html`.
 
     The engine's decollated output holds per case the label maps `pred` and `label`, [1, X, Y, Z], on the grid of the
-    label's affine, and `image`, the scan on this grid, values in [0, 1], with its file name in the metadata.
+    label's affine, and `image`, the scan on this grid, values in [0, 1], with its file name in the metadata. The
+    metadata of `pred` hold its `FoundEntropy`; without it, the entropy is NaN.
     In a distributed run each rank evaluates its cases and rank 0 writes; a case that a sampler repeats counts once.
 
     Args:
@@ -50,6 +53,7 @@ class CaseReport:
         self.provenance = provenance
         self.facts: dict[str, str] = {}
         self.rows: dict[str, list[ClassMetrics]] = {}  # by path of the scan
+        self.entropy: dict[str, float] = {}  # by path too
         self.slices: SliceStore  # by path too
 
     def attach(self, engine: Evaluator) -> None:
@@ -65,7 +69,7 @@ class CaseReport:
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _started(self, engine: Evaluator) -> None:
-        self.rows = {}
+        self.rows, self.entropy = {}, {}
         self.facts = self.provenance.facts() if idist.get_rank() == 0 else {}
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.slices = SliceStore(self.output_dir)
@@ -79,13 +83,14 @@ class CaseReport:
             spacing = affine_to_spacing(label.affine, label.ndim - 1).tolist()
             rows = case_metrics(pred[0], label[0], len(self.class_names), spacing)
             self.rows[path] = rows
+            self.entropy[path] = float(getattr(pred, "meta", {}).get(ENTROPY, np.nan))
             if not np.isnan(mean_dice(rows)):
                 self.slices[path] = select_slices(image, label, pred, rows)
             dice = "  ".join(f"{self.class_names[row.class_index]} {row.dice:.3f}" for row in rows)
             logger.info(f"{case_name(path)}  mean Dice {mean_dice(rows):.3f}  ({dice})")
 
     def _completed(self, engine: Evaluator) -> None:
-        rows = _gather(self.rows)
+        rows, by_path = _gather(self.rows), _gather(self.entropy)
         # every rank selects the same cases and provides the slices of those that it has evaluated
         ranked = worst_median_best({path: mean_dice(of_case) for path, of_case in rows.items()})
         slices = _gather({path: self.slices[path] for path in ranked.values() if path in self.slices})
@@ -93,12 +98,18 @@ class CaseReport:
         if idist.get_rank() > 0:
             return
         names = _unique_names(rows)
-        shown = [RankedCase(rank, names[path], rows[path], slices[path]) for rank, path in ranked.items()]
+        entropy = {names[path]: by_path[path] for path in rows}
+        shown = [
+            RankedCase(rank, names[path], rows[path], slices[path], by_path[path]) for rank, path in ranked.items()
+        ]
         cases = {names[path]: rows[path] for path in sorted(rows, key=names.__getitem__)}
         summaries = summarize(cases, self.class_names)
-        write_tables(self.output_dir, cases, self.class_names, summaries)
+        write_tables(self.output_dir, cases, entropy, self.class_names, summaries)
         logger.info(aligned_summary(summaries))
-        page = report_page(cases, summaries, self.class_names, shown, self.facts, self.provenance.model.as_dict())
+        if order := order_sentence({name: mean_dice(of_case) for name, of_case in cases.items()}, entropy):
+            logger.info(order)
+        model = self.provenance.model.as_dict()
+        page = report_page(cases, summaries, self.class_names, shown, self.facts, model, order)
         with replacing(self.output_dir / "report.html") as unfinished:
             unfinished.write_text(page, encoding="utf-8")
         logger.info(f"{len(cases)} cases; details in {self.output_dir / 'metrics.csv'} and report.html")

@@ -87,12 +87,25 @@ def aligned_summary(summaries: Sequence[ClassSummary]) -> str:
     return "\n".join([*lines[:-1], "-" * len(lines[0]), lines[-1]])
 
 
-def write_tables(folder: Path, cases: Cases, class_names: Sequence[str], summaries: Sequence[ClassSummary]) -> None:
-    """Write `metrics.csv`, with a row for each class of each case, and `summary.csv`, each atomically."""
+def write_tables(
+    folder: Path,
+    cases: Cases,
+    entropy: Mapping[str, float],
+    class_names: Sequence[str],
+    summaries: Sequence[ClassSummary],
+) -> None:
+    """Write the CSV files, each atomically.
+
+    `metrics.csv` has a row for each class of each case, `cases.csv` one for each case with its mean Dice and entropy,
+    `summary.csv` the means of each class.
+    """
+    by_case = [["case", "dice", "entropy"]]
+    by_case += [[case, f"{mean_dice(rows):.6f}", f"{entropy[case]:.6f}"] for case, rows in cases.items()]
     table = [["case", "class", "name", *METRICS]]
     for case, rows in cases.items():
         for index, *values in rows:
             table.append([case, str(index), class_names[index], *(f"{value:.6f}" for value in values)])
-    for name, content in (("metrics.csv", table), ("summary.csv", summary_table(summaries))):
+    contents = {"metrics.csv": table, "cases.csv": by_case, "summary.csv": summary_table(summaries)}
+    for name, content in contents.items():
         with replacing(folder / name) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(content)

@@ -25,6 +25,7 @@ def report_page(
     shown_cases: Sequence[RankedCase],
     facts: Mapping[str, str],
     settings: Mapping[str, Any],
+    order: str = "",
 ) -> str:
     """Return the page as HTML 5.
 
@@ -34,6 +35,7 @@ def report_page(
         class_names: in the order of the label values, background first.
         shown_cases: from top to bottom.
         facts, settings: of the run and of the model, by name; a fact `Note` is shown above the results too.
+        order: `order_sentence` of the cases.
     """
     total = summaries[-1]
     unranked = ", ".join(name for name, rows in cases.items() if np.isnan(mean_dice(rows)))
@@ -50,6 +52,7 @@ def report_page(
         false_alarms=total.false_alarms,
         tables=dice_table(cases, summaries) + hd95_table(cases, summaries),
         unranked=text(f" Not ranked, as no class is in their reference: {unranked}.") if unranked else "",
+        order=text(order),
         articles="".join(case_article(case, class_names) for case in shown_cases),
         facts=_rows(facts),
         settings=_rows(settings),

@@ -12,9 +12,18 @@ from pathlib import Path
 
 import ignite.distributed as idist
 
-from samora_monai.checkpoints import LoadReport, load_expert, load_hsam, load_model, load_sam, load_samed
+from samora_monai.checkpoints import (
+    LoadReport,
+    load_expert,
+    load_hsam,
+    load_model,
+    load_sam,
+    load_samed,
+    read_expert_settings,
+)
 from samora_monai.checkpoints.files import copy_strictly, read_state
 from samora_monai.checkpoints.sam import preset_name
+from samora_monai.data import ScanScaling
 from samora_monai.download import CHECKPOINTS, STAND_IN
 from samora_monai.errors import InputError, MissingFileError
 from samora_monai.networks import LEVELS, Segmenter
@@ -53,14 +62,18 @@ def load_pretrained(
     experts: Mapping[str, str | None] | None = None,
     hsam: str | None = None,
     model: str | None = None,
+    scaling: ScanScaling | None = None,
 ) -> list[LoadReport]:
     """Load the SAM base and the weights that belong on top of it.
+
+    Warns of experts that were trained on MR of another `intensity`.
 
     Args:
         sam: Meta's checkpoint; without it the base is random.
         samed, hsam: a LoRA file of SAMed, or of H-SAM for the hierarchical decoder.
         experts: expert file by level.
         model: a trained model to continue, which holds all weights; the other files are then ignored.
+        scaling: how this run scales scans.
 
     Raises:
         InputError: the network has an expert of an unknown level, or one of a level without a file; a file is given for
@@ -93,7 +106,22 @@ def load_pretrained(
             raise InputError(f"--{level}_expert {path} was given but --experts is {wanted}; add {level!r} to it")
     reports = [] if sam is None else [_load_sam(net, sam, FROM_SCRATCH)]
     reports += [_logged(load(net, file)) for load, file in ((load_samed, samed), (load_hsam, hsam)) if file is not None]
-    return reports + [_logged(load_expert(net, path, level)) for level, path in given.items()]
+    reports += [_logged(load_expert(net, path, level)) for level, path in given.items()]
+    if scaling is not None and idist.get_rank() == 0:
+        for warning in filter(None, (_of_other_intensity(path, level, scaling) for level, path in given.items())):
+            logger.warning(warning)
+    return reports
+
+
+def _of_other_intensity(path: str, level: str, scaling: ScanScaling) -> str | None:
+    made = read_expert_settings(path, level).scaling
+    if (made.modality, scaling.modality) != ("MR", "MR") or made.intensity == scaling.intensity:
+        return None
+    return (
+        f"the {level} expert '{path}' was trained on MR under --intensity {made.intensity} but this run has "
+        f"{scaling.intensity}, so that it gets other grey values than it has learned; give --intensity "
+        f"{made.intensity}, or train it again"
+    )
 
 
 def load_trained_expert(segmenter: Segmenter, sam: str | None, expert: str, level: str) -> LoadReport:

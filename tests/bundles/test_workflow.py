@@ -128,7 +128,7 @@ def test_evaluation_measures_what_inference_writes(trained: Trained, predictions
     """The tables, with nothing but the model given, against a count of voxels in inference's files."""
     finished = trained.bundle("evaluating", dataset_dir=trained.data, output_dir=tmp_path)
     assert (finished.code, finished.complaints) == (0, [])
-    assert sorted(os.listdir(tmp_path)) == ["metrics.csv", "report.html", "summary.csv"]
+    assert sorted(os.listdir(tmp_path)) == ["cases.csv", "metrics.csv", "report.html", "summary.csv"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     settings = read_model_settings(trained.bundle.model).as_dict() | {
         "Checkpoint SHA-256": file_sha256(trained.bundle.model)
@@ -146,6 +146,9 @@ def test_evaluation_measures_what_inference_writes(trained: Trained, predictions
         measured[row["case"], row["name"]] = dice(pred, label, int(row["class"]))
         assert float(row["dice"]) == pytest.approx(measured[row["case"], row["name"]], abs=1e-6, nan_ok=True)
     assert max(measured.values()) > 0.05  # the comparison is not of zeros
+    with open(tmp_path / "cases.csv", newline="") as file:
+        cases = list(csv.DictReader(file))
+    assert [row["case"] for row in cases] == [*VALIDATION] and all(0 < float(row["entropy"]) <= 1 for row in cases)
     with open(tmp_path / "summary.csv", newline="") as file:
         summary = {row["name"]: row for row in csv.DictReader(file)}
     assert list(summary) == [*CLASS_NAMES[1:], "mean"]

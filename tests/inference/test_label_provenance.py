@@ -35,10 +35,11 @@ def test_everything_that_changes_a_label_changes_its_provenance(model: Path, tmp
     raw, series = scan(tmp_path / "h.raw"), scan(tmp_path / "s" / "1.dcm").parent
     seen = set()
 
-    def is_new(path: Path, settings: ModelSettings = SETTINGS, amp: bool | str = False) -> bool:
-        text = LabelProvenance(model, settings, amp).of(path)
+    def is_new(path: Path, settings: ModelSettings = SETTINGS, amp: bool | str = False, tta: bool = False) -> bool:
+        text = LabelProvenance(model, settings, amp, tta).of(path)
         assert (
-            text == LabelProvenance(str(model), settings.changed(), str(amp).lower()).of(str(path)) and len(text) <= 79
+            text == LabelProvenance(str(model), settings.changed(), str(amp).lower(), str(tta).lower()).of(str(path))
+            and len(text) <= 79
         )
         new = text not in seen
         seen.add(text)
@@ -46,7 +47,9 @@ def test_everything_that_changes_a_label_changes_its_provenance(model: Path, tmp
 
     assert is_new(volume) and is_new(header) and is_new(series)
     assert not is_new(volume) and not is_new(header) and not is_new(series)
-    assert is_new(volume, amp=True) and is_new(volume, SETTINGS.changed(window=(-125, 250)))
+    assert (
+        is_new(volume, tta=True) and is_new(volume, amp=True) and is_new(volume, SETTINGS.changed(window=(-125, 250)))
+    )
     os.utime(volume, (1e9, 1e9 + 1))
     raw.write_bytes(b"others")
     scan(series / "2.dcm")

@@ -6,8 +6,11 @@ import math
 
 import pytest
 import torch
+from monai.data import MetaTensor
+from scipy.ndimage import gaussian_filter1d
 
-from samora_monai.inference.uncertainty import LEAST, entropy
+from samora_monai.inference import SliceLabelInferer
+from samora_monai.inference.uncertainty import ENTROPY, LEAST, entropy
 
 
 class Constant(torch.nn.Module):
@@ -43,3 +46,26 @@ def test_the_cost_does_not_grow_with_the_slices():
         net = Constant(0.5, 0.5)
         entropy(torch.zeros(1, 4, 4, depth), net)
         assert net.slices == slices
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1.5])
+def test_the_inferer_states_the_mean_entropy_of_the_voxels_that_it_finds(smoothing: float):
+    """Of two scans, in the second of which nothing is found; batches of other sizes change nothing."""
+    torch.manual_seed(0)
+    network, affine = torch.nn.Conv2d(1, 3, 3, padding=1), torch.diag(torch.tensor([1.0, 1.0, 0.6, 1.0]))
+    scans = MetaTensor(torch.randn(2, 1, 7, 6, 5), affine=affine)
+    scans[1] = 0
+    scans[0, ..., 3] = 0
+    with torch.no_grad():
+        network.bias.copy_(torch.tensor([0.1, 0.0, 0.0]))
+        labels = [SliceLabelInferer(size, smoothing=smoothing)(scans, network) for size in (2, 5)]
+        p = network(scans[0].as_tensor().movedim(-1, 0)).softmax(1)
+    if smoothing:
+        p = torch.from_numpy(gaussian_filter1d(p.numpy(), smoothing / 0.6, axis=0, mode="constant", truncate=3.0))
+        p = p / p.sum(1, keepdim=True)
+    found = p.argmax(1) > 0
+    expected = (-(p * p.log()).sum(1) / math.log(3))[found].mean()
+    assert found.any() and not found.all()
+    for volumes in labels:
+        assert volumes.meta[ENTROPY][0] == pytest.approx(float(expected), rel=1e-4)
+        assert volumes.meta[ENTROPY][1].isnan() and not volumes[1].any()

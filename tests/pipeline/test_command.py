@@ -222,6 +222,8 @@ def test_using_a_model_is_one_command_of_its_bundle(
     assert code_of("evaluate", str(tmp_path / place), "scans", "--output", str(tmp_path / "out")) == 7
     assert called[1][4] == "evaluating" and called[1][-2:] == ["--checkpoint", str(model)]
     assert capsys.readouterr().out.count("$ ") == 2 and trusted == [True, True]
+    for words in (["predict", str(model), "scans", "out"], ["evaluate", str(model), "scans", "--output", "out"]):
+        assert code_of(*words, "--tta") == 7 and called.pop()[-2:] == ["--tta", "True"] and trusted.pop()
     if place == "bundle":  # one of another person
         (bundle / "configs" / "inference.json").write_text("{}")
         assert code_of("predict", str(model), "scans", "out") == 7 and trusted[2:] == [False]

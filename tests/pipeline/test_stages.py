@@ -84,6 +84,18 @@ def test_settings_of_the_plan_reach_each_stage(run: Path, base: Path):
     assert {stage["--dataset_dir"] for name, stage in settings.items() if name != "prediction"} == {f"{run}/data"}
 
 
+def test_views_are_averaged_in_evaluation_and_prediction_alike(run: Path, base: Path):
+    """As the plan says; the training validates without them."""
+    plan, last = tiny_plan(base), {"evaluation", "samed_evaluation", "prediction"}
+    averaged = replace(plan, stages={**plan.stages, "inference": {"slices_per_pass": 8, "tta": True}})
+    for chosen, expected in ((plan, set()), (averaged, last)):
+        stages = stages_of(chosen, run, compare=True)
+        assert {stage.name for stage in stages if given(stage).get("--tta") == "True"} == expected
+        assert not {stage.name for stage in stages if "--tta" in given(stage)} - expected
+    before, after = hashes(run, plan), hashes(run, averaged)
+    assert {name for name in before if before[name] != after[name]} == last
+
+
 def test_resuming_adds_one_setting(run: Path, base: Path):
     stage = stages_of(tiny_plan(base), run)[0]
     assert stage.command(resume=True) == [*stage.command(), "--resume", "True"]

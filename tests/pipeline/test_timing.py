@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from samora_monai.errors import InputError
+from samora_monai.networks import Segmenter
 from samora_monai.pipeline.plan import EXPERTS, TEACHERS, TRAININGS
 from samora_monai.pipeline.planning import timing
 from samora_monai.pipeline.planning.lengths import Lengths, with_enough_steps
 from samora_monai.pipeline.planning.timing import START_UP, Length, Speed, Work, fit_steps, given_steps
+from samora_monai.pipeline.stages import stages_of
+from tests.pipeline.plans import tiny_plan, write_lists
 from tests.pipeline.scans import ct, labels, planned
 from tests.tiny import refused
 
@@ -108,6 +113,48 @@ def test_given_steps_have_whole_epochs():
         for stage, (steps, epochs, val_interval) in given_steps(count).items():
             assert steps % epochs == 0 and 1 <= epochs <= 10 and -(-epochs // val_interval) <= 2
             assert steps == pytest.approx(count * {"fine_tuning": 1, "pixel_expert": 0.5}.get(stage, 0.125), abs=9)
+
+
+def test_a_step_with_unlabelled_scans_is_timed_as_it_will_be(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Four slices as they are, four mixed ones, and four weak views through the teacher, without gradients."""
+    monkeypatch.setattr(timing, "_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "_LONG", 1e9)
+    seen: list[tuple[int, bool]] = []
+    forward = Segmenter.forward
+
+    def counted(self: Segmenter, x: torch.Tensor, *args: Any) -> Any:
+        seen.append((len(x), torch.is_grad_enabled()))
+        return forward(self, x, *args)
+
+    monkeypatch.setattr(Segmenter, "forward", counted)
+    plan = tiny_plan(tmp_path / "base.pt")
+    write_lists(phantoms, tmp_path)
+    settings = {"dataset_dir": str(tmp_path / "data"), **plan.data, **plan.network, **plan.stages["fine_tuning"]}
+    settings |= {"device": "cpu", "amp": False}
+    steps = {}
+    for unlabeled in (False, True):
+        seen.clear()
+        seconds = timing._step_seconds(timing._parser("fine_tuning", {**settings, "unlabeled": unlabeled}), plan.run)
+        assert seconds > 0
+        steps[unlabeled] = set(seen[-2:]) if unlabeled else {seen[-1]}
+    assert steps == {False: {(4, True)}, True: {(4, False), (8, True)}}
+
+
+def test_a_plan_with_unlabelled_scans_counts_them(tmp_path: Path):
+    """In time and memory; without such scans it is refused."""
+    folder = tmp_path / "data"
+    ct(folder / "a.nii.gz"), labels(folder / "a_seg.nii.gz", 1)
+    with refused("--unlabeled:", "no scan without a label"):
+        planned(folder, tmp_path / "run", unlabeled=True)
+    ct(folder / "u.nii.gz", seed=9)
+    plans = [planned(folder, tmp_path / "run", unlabeled=unlabeled) for unlabeled in (False, True)]
+    assert [plan.stages["fine_tuning"]["unlabeled"] for plan in plans] == [False, True]
+    work = [next(s.work for s in stages_of(p, tmp_path / "run") if s.name == "fine_tuning") for p in plans]
+    assert work[1] == 2 * work[0]
+    memory = [float(re.search(r"about (\S+) of", plan.reasons["network.image_size"])[1]) for plan in plans]
+    assert memory[1] > memory[0]
 
 
 def test_a_plan_within_a_budget_is_measured_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

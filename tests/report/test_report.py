@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from samora_monai.checkpoints.model_settings import ModelSettings
 from samora_monai.data.datalist import Cases
 from samora_monai.errors import InputError
+from samora_monai.inference.uncertainty import ENTROPY
 from samora_monai.metrics import ClassMetrics, case_metrics
 from samora_monai.report import case_report as report
 from samora_monai.report.case_report import CaseReport
@@ -29,7 +30,7 @@ MODEL = ModelSettings.from_dict({"encoder": "tiny", "class_names": NAMES})
 SPACING = (0.5, 1.0, 4.0)
 
 
-def item(path, pred_x=1, classes=(1,)):
+def item(path, pred_x=1, classes=(1,), entropy=None):
     """A case with organs of two voxels; the prediction is shifted along x."""
     affine = torch.diag(torch.tensor([-SPACING[0], -SPACING[1], SPACING[2], 1.0]))
     label, pred = torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 8, 8)
@@ -37,7 +38,9 @@ def item(path, pred_x=1, classes=(1,)):
         label[0, 1:3, c * 2, 1] = c
         pred[0, pred_x : pred_x + 2, c * 2, 1] = c
     image = MetaTensor(torch.zeros(1, 8, 8, 8), affine=affine, meta={"filename_or_obj": path})
-    return {"image": image, "label": MetaTensor(label, affine=affine), "pred": MetaTensor(pred, affine=affine)}
+    meta = {} if entropy is None else {ENTROPY: entropy}
+    pred = MetaTensor(pred, affine=affine, meta=meta)
+    return {"image": image, "label": MetaTensor(label, affine=affine), "pred": pred}
 
 
 def provenance(folder):
@@ -75,7 +78,7 @@ def test_files_and_log_hold_the_metrics(tmp_path, caplog):
     assert (liver["name"], liver["cases"], float(liver["dice"])) == ("liver", "2", 0.75)
     assert (spleen["cases"], float(spleen["dice"]), float(spleen["samed_dice"])) == ("1", 0.5, 0.25)
     assert (mean["name"], float(mean["dice"])) == ("mean", 0.625)
-    assert sorted(os.listdir(out)) == ["metrics.csv", "report.html", "summary.csv"]
+    assert sorted(os.listdir(out)) == ["cases.csv", "metrics.csv", "report.html", "summary.csv"]
     printed = "\n".join(caplog.messages).splitlines()
     assert printed[0] == "b  mean Dice 0.500  (liver 0.500  spleen 0.500)"
     assert printed[1] == "a  mean Dice 1.000  (liver 1.000  spleen nan)"
@@ -99,7 +102,7 @@ def test_failures_are_counted():
 
 
 def test_cases_of_all_ranks_count_once(tmp_path, monkeypatch):
-    """The other rank has evaluated `z` and also `a`; in the second gather it sends the slices of `z`."""
+    """The other rank has evaluated `z` and also `a`; it sends the metrics of `z`, then its entropy and its slices."""
     rows = [ClassMetrics(c, 0.2, 3.0, 3.0, 0.2, 3.0) for c in (1, 2)]
     z = item("/d/z.nii.gz", 2)
     slices = select_slices(z["image"], z["label"], z["pred"], rows)
@@ -107,12 +110,16 @@ def test_cases_of_all_ranks_count_once(tmp_path, monkeypatch):
 
     def all_gather(own):
         asked.append(list(own))
-        other = {"/d/z.nii.gz": rows if len(asked) == 1 else slices}
+        other = {"/d/z.nii.gz": [rows, 0.75, slices][len(asked) - 1]}
         return [own, {**other, **own}]
 
     monkeypatch.setattr(idist, "all_gather", all_gather)
-    evaluate(tmp_path, [item("/d/a.nii.gz")])
-    assert asked == [["/d/a.nii.gz"], ["/d/a.nii.gz"]]
+    evaluate(tmp_path, [item("/d/a.nii.gz", entropy=0.25)])
+    assert asked == [["/d/a.nii.gz"], ["/d/a.nii.gz"], ["/d/a.nii.gz"]]
+    assert [(r["case"], r["entropy"]) for r in rows_of(tmp_path / "cases.csv")] == [
+        ("a", "0.250000"),
+        ("z", "0.750000"),
+    ]
     assert [r["case"] for r in rows_of(tmp_path / "metrics.csv")] == ["a", "a", "z", "z"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Worst case: <bdi>z</bdi>, mean Dice 0.200" in page and "Best case: <bdi>a</bdi>, mean Dice 1.000" in page
@@ -165,5 +172,5 @@ def test_failed_page_leaves_the_tables_and_no_partial_file(tmp_path, monkeypatch
     monkeypatch.setattr(report, "report_page", fail)
     with pytest.raises(RuntimeError, match="no page"):
         evaluate(tmp_path / "out", [item("/d/a.nii.gz")])
-    assert sorted(os.listdir(tmp_path / "out")) == ["metrics.csv", "summary.csv"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["cases.csv", "metrics.csv", "summary.csv"]
     assert "mean" in caplog.text

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from samora_monai.checkpoints import save_hsam, save_samed
+from samora_monai.data import ScanScaling
 from samora_monai.errors import MissingFileError
 from samora_monai.networks import LEVELS, Segmenter, build_segmenter
 from samora_monai.pretraining import MAETeacher
@@ -104,6 +105,28 @@ def test_only_the_levels_that_are_fused(sam: str, experts: dict[str, str]):
     net = build(experts=["image", "pixel"], fusion="attention")
     given = {"image": experts["image"], "patch": None, "pixel": experts["pixel"]}
     assert len(load_pretrained(net, sam, experts=given)) == 3
+
+
+def test_experts_of_another_intensity_are_used_with_a_warning(
+    sam: str, experts: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Only where both are of MR, which alone has intensities; experts of CT have a window."""
+    scaled = {name: ScanScaling("MR", intensity=name) for name in ("percentiles", "slice_zscore")}
+    expert = str(write_expert(tmp_path / "e.pt", Path(sam), "patch", scaling=scaled["slice_zscore"]))
+    net = build(experts=["patch"])
+    for path, scaling in (
+        (expert, scaled["slice_zscore"]),
+        (expert, ScanScaling()),
+        (experts["patch"], scaled["slice_zscore"]),
+        (expert, None),
+    ):
+        load_pretrained(net, sam, experts={"patch": path}, scaling=scaling)
+    assert not caplog.messages
+    load_pretrained(net, sam, experts={"patch": expert}, scaling=scaled["percentiles"])
+    assert caplog.messages == [
+        f"the patch expert '{expert}' was trained on MR under --intensity slice_zscore but this run has percentiles, "
+        "so that it gets other grey values than it has learned; give --intensity slice_zscore, or train it again"
+    ]
 
 
 # ---- what is refused

@@ -130,10 +130,11 @@ def _work(stages: Mapping[str, Mapping[str, Any]], speed: Speed, scans: Scans, c
     held_out = scans.slices(scans.validation) or _HELD_OUT * scans.slices(scans.all)
     pretraining = (*TEACHERS, *EXPERTS)
     validation = {name: _FORWARD * speed.steps[name] * held_out / stages[name]["batch_size"] for name in pretraining}
+    read = scans.all if stages["fine_tuning"]["unlabeled"] else scans.labelled
     slices = dict.fromkeys(pretraining, scans.slices(scans.all)) | {"fine_tuning": scans.slices(scans.training)}
     passes = {name: _PASSES[name] * slices[name] // stages[name]["batch_size"] for name in TRAININGS}
     return Work(
-        reading=dict.fromkeys(pretraining, reading(scans.all)) | {"fine_tuning": reading(scans.labelled)},
+        reading=dict.fromkeys(pretraining, reading(scans.all)) | {"fine_tuning": reading(read)},
         validation=validation | {"fine_tuning": inference(scored)},
         evaluation=inference(scored) + _SCORING * len(scored),
         prediction=inference(volumes) + _WRITING * len(volumes) if volumes else 0.0,

@@ -50,6 +50,7 @@ def make_plan(
     jobs: int | None,
     seed: int,
     compare: bool = False,
+    unlabeled: bool = False,
 ) -> Plan:
     """Make the plan of a folder of scans, and write `plan.yaml` and `data/dataset.json` in `run`.
 
@@ -66,6 +67,7 @@ def make_plan(
         jobs: number of runs at a time; default: 1 on a GPU, else up to 3, one for each level.
         seed: of every run, and of the choice of scans for validation.
         compare: whether SAMed will be trained too, which takes part of the time.
+        unlabeled: whether the fine-tuning learns from scans without labels too, which doubles its steps' time.
 
     Raises:
         InputError: the data or a setting cannot be used; `plan.yaml` is then as before.
@@ -94,13 +96,15 @@ def make_plan(
     scans = Scans(**listed, axis=axis)
     _write_datalist(run, folder, data, lists)
     notes = [about_validation, *doubts, *(f"left out: {reason}" for reason in unreadable)]
+    if unlabeled and not scans.unlabeled:
+        raise InputError(f"--unlabeled: '{folder}' has no scan without a label to learn from; add some or leave it out")
     if not scans.unlabeled:
         notes.append("no scan without labels: experts learn from the labelled scans alone, and nothing is predicted")
     print(*(f"note: {note}" for note in notes), sep="\n", flush=True)
 
     machine, why = machine_settings(device, jobs)
     reasons |= {f"run.{key}": reason for key, reason in {"device": why_device, **why}.items()}
-    network, stages, why = network_settings(base, scans, len(names), decoder, machine, run)
+    network, stages, why = network_settings(base, scans, len(names), decoder, unlabeled, machine, run)
     reasons |= why
     postprocessing, why = choose_postprocessing(labelled)
     stages["fine_tuning"] |= postprocessing

@@ -92,18 +92,25 @@ def lowest_size(base: Base, device: str) -> int:
 
 
 def network_settings(
-    base: Base, scans: Scans, num_classes: int, decoder: str, machine: Mapping[str, Any], run: Path
+    base: Base,
+    scans: Scans,
+    num_classes: int,
+    decoder: str,
+    unlabeled: bool,
+    machine: Mapping[str, Any],
+    run: Path,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, str]]:
     """Settings of the base and of each stage, so small that they fit into the memory; and reasons by their keys."""
     stand_in, kind = base.encoder in STAND_INS, _kind(base, machine["device"])
     size, why_size = choose_image_size(scans.labelled, scans.axis, *_LIMITS[kind])
-    stages = {name: _stage(name, kind, decoder, run) for name in TRAININGS}
+    stages = {name: _stage(name, kind, decoder, unlabeled, run) for name in TRAININGS}
     free, last = free_memory(machine["device"]), stages["fine_tuning"]
     given = {key: last[key] for key in ("rank", "decoder") if key in last}
     while True:
         net = build_segmenter(base.encoder, size, None, num_classes, **given, **SAMORA)
         bfloat16 = use_bfloat16(machine["amp"], machine["device"], net)
-        parts = training_bytes(net, stages["fine_tuning"]["batch_size"], size, bfloat16)
+        batch = stages["fine_tuning"]["batch_size"] * (2 if unlabeled else 1)
+        parts = training_bytes(net, batch, size, bfloat16)
         needed = machine["jobs"] * (sum(parts.values()) / _GIGABYTE + _OF_A_PROCESS)
         smallest = stages["fine_tuning"]["batch_size"] <= _SMALL_BATCH
         if needed < 0.9 * free / _GIGABYTE or (smallest and size <= _LOWEST[kind]):
@@ -130,7 +137,7 @@ def network_settings(
     return network, stages, reasons
 
 
-def _stage(name: str, kind: str, decoder: str, run: Path) -> dict[str, Any]:
+def _stage(name: str, kind: str, decoder: str, unlabeled: bool, run: Path) -> dict[str, Any]:
     level, _, part = name.rpartition("_")
     stand_in = kind == "stand-in"
     public = None if stand_in or level not in PUBLIC_TEACHERS else find_file(PUBLIC_TEACHERS[level], run)
@@ -139,7 +146,7 @@ def _stage(name: str, kind: str, decoder: str, run: Path) -> dict[str, Any]:
         "expert": LEARNING[stand_in]["expert"] | (LEARNING[stand_in]["taught"] if level in PUBLIC_TEACHERS else {}),
         "tuning": LEARNING[stand_in]["fine-tuning"]
         | LEARNING[stand_in]["fused"]
-        | {"decoder": decoder, "unlabeled": False},
+        | {"decoder": decoder, "unlabeled": unlabeled},
     }[part]
     defaults = {key: default_settings(name)[key] for key in ("learning_rate", "warmup")}
     settings: dict[str, Any] = {"batch_size": _BATCH_SIZES[kind][part], **defaults, **recipe}
@@ -170,7 +177,7 @@ def _reasons(stages: Mapping[str, Mapping[str, Any]], stand_in: bool) -> dict[st
             "expert_rate": "learning rate of the experts, relative to that of HL-Attn and the decoder; " + recipe,
             "weight_decay_on": "not on experts, norms, biases and tokens; " + recipe,
             "standardise_targets": "each channel of the teacher's features, which are nearly constant; " + recipe,
-            "unlabeled": "true: learn from the scans without labels here too, in about twice the time; see the bundle",
+            "unlabeled": "true: learn from the scans without labels here too, in twice the time: see --unlabeled",
             "decoder": "sam (SAMora) or hierarchical (H-SAMora)",
             "decoder_features": "small, as the base is",
             "teacher_network": "a small one, trained from random weights on these scans",

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.data.utils import list_data_collate
 from monai.engines import default_prepare_batch
@@ -22,6 +23,9 @@ from tqdm import tqdm
 
 from samora_monai.errors import InputError
 from samora_monai.pipeline.plan import CONFIGS, EXPERTS, TEACHERS, TRAININGS, bundle_of
+from samora_monai.semi_supervised import TwoViews, default_decay
+from samora_monai.semi_supervised.paired_slices import UNLABELED
+from samora_monai.semi_supervised.two_views import WEAK
 
 START_UP = 8.0  # seconds of a process until it reads its scans
 # of the work of all stages; the pixel expert trains a decoder of its own
@@ -123,15 +127,25 @@ def _step_seconds(parser: ConfigParser, run: Mapping[str, Any]) -> float:
     item = {"image": torch.rand(1, size, size)}
     if labelled:
         item["label"] = torch.randint(0, 2, (1, size, size), dtype=torch.uint8)
+    paired = labelled and default_decay(parser["unlabeled"]) is not None
+    views = TwoViews(parser.get_parsed_content("train::random_transforms")) if paired else None
 
     def draw() -> Any:
-        return convert_to_tensor(transform(dict(item)), track_meta=False)
+        drawn = transform(dict(item))
+        if views is not None:
+            other = views({"image": item["image"]})
+            drawn |= {UNLABELED: other["image"], WEAK: other[WEAK]}
+        return convert_to_tensor(drawn, track_meta=False)
 
     draw()
     of_slice = _seconds(draw, "cpu")
     network = parser.get_parsed_content("network").train()
     inferer, loss = parser.get_parsed_content("train::inferer"), parser.get_parsed_content("loss")
     optimizer = parser.get_parsed_content("optimizer")
+    average = parser.get_parsed_content("average") if paired else None
+    if average is not None:  # the teacher's weight depends on the progress of a training
+        average.attach(engine := Engine(lambda *_: None))
+        engine.state.max_epochs = engine.state.epoch_length = 1
     ids = ("prepare_batch", "train::trainer::prepare_batch")
     prepare = next((parser.get_parsed_content(name) for name in ids if name in parser), default_prepare_batch)
 
@@ -141,6 +155,8 @@ def _step_seconds(parser: ConfigParser, run: Mapping[str, Any]) -> float:
         optimizer.zero_grad()
         loss(inferer(x, network, *args, **kwargs), target).mean().backward()
         optimizer.step()
+        if average is not None:
+            average.update()
 
     items = [draw() for _ in range(min(batch_size, 2))]  # contrastive learning needs two
     count = len(items)
