@@ -229,13 +229,20 @@ def test_in_chromium(source: str, tmp_path: Path):
     assert (np.abs(pixels - tint).max(-1) <= 2).sum() > 10_000
     assert ((pixels == 51).all(-1)).sum() > 100_000  # the scan around it
 
-    probe = """<script>window.onload = () => document.body.setAttribute("data-probe", JSON.stringify([
+    probe = """<script>window.onload = () => { const found = JSON.stringify([
       [...document.images].every(i => i.complete && i.naturalWidth === 640),
-      document.images.length, document.documentElement.scrollWidth]))</script></body>"""
+      document.images.length, document.documentElement.scrollWidth]);
+      document.body.setAttribute("data-probe", found); parent.postMessage(found, "*"); }</script></body>"""
     allowed = re.sub(r"<meta http-equiv=.*?>", "", source)
     file.write_text(allowed.replace("</body>", probe), encoding="utf-8")
-    dom = browse("--dump-dom", "--window-size=390,800", file.as_uri()).stdout
-    assert re.search(r'data-probe="(.*?)"', dom)[1] == "[true,9,390]"  # type: ignore[index]
+    phone = tmp_path / "phone.html"  # a window cannot be as narrow as a phone
+    phone.write_text(
+        """<body><script>window.onmessage = e => document.body.setAttribute("data-found", e.data)</script>
+        <iframe src="report.html" width="390" height="800" style="border: 0"></iframe></body>""",
+        encoding="utf-8",
+    )
+    dom = browse("--dump-dom", "--virtual-time-budget=5000", phone.as_uri()).stdout
+    assert re.search(r'data-found="(.*?)"', dom)[1] == "[true,9,390]"  # type: ignore[index]
 
     file.write_text(source.replace("</body>", probe), encoding="utf-8")  # the page's policy blocks scripts
     finished = browse("--dump-dom", file.as_uri())
