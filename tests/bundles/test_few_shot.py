@@ -105,7 +105,7 @@ def test_samora_is_evaluated_and_used_like_any_model(
     for file in (stage_1["sam_checkpoint"], *(stage_1[f"{level}_expert"] for level in LEVELS)):
         os.unlink(file)
     for workflow, data, results in (
-        ("evaluating", phantoms, {"metrics.csv", "summary.csv", "report.html"}),
+        ("evaluating", phantoms, {"metrics.csv", "cases.csv", "summary.csv", "report.html"}),
         ("inference", phantoms / "imagesVal", {"phantom_003_seg.nii.gz", "phantom_004_seg.nii.gz"}),
     ):
         finished = bundle(workflow, dataset_dir=data, output_dir=tmp_path / workflow)
