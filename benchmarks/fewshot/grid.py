@@ -39,6 +39,9 @@ class Row:
     longer: int = 1
 
 
+_KEPT = {"expert_rate": 0.25, "weight_decay_on": "matrices"}
+
+
 def _samora(title: str, files: str = "trained", **settings: Any) -> Row:
     ours = {"experts": list(LEVELS), "fusion": "attention", "trainable": "adapters+experts"}
     return Row(title, ours | settings, files)
@@ -87,9 +90,10 @@ def ablations(encoder: str) -> dict[str, Row]:
         "random-frozen": _samora("random experts of the same norm, frozen", "random", trainable="adapters"),
         "raw-targets": _samora("no LayerNorm on the teachers' targets", "raw"),
         "standardised-targets": _samora("teachers' targets standardised by channel", "standardised"),
-        "kept-experts": _samora(
-            "the same, experts slower and without decay", "standardised", expert_rate=0.25, weight_decay_on="matrices"
-        ),
+        "kept-experts": _samora("the same, experts slower and without decay", "standardised", **_KEPT),
+        "half-rate": _samora("the same, at half the learning rate", "standardised", learning_rate=0.001, **_KEPT),
+        "half-rate-random": _samora("the same, random experts", "random", learning_rate=0.001, **_KEPT),
+        "half-rate-samed": Row("SAMed, at half the learning rate", {"experts": ["task"], "learning_rate": 0.001}),
         "dense-targets": _samora("SimCLR's map as a target too", "dense"),
         "anchored": _samora("experts anchored to the base's embedding", "anchored"),
         "public-teachers": _samora("teachers not continued", "public"),
