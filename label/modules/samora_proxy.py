@@ -1,8 +1,8 @@
 """MONAI Label's proxy, by which OHIF reaches the DICOMweb server, with what it leaves out of a request.
 
-Differs from MONAI Label in: a search keeps its terms, without which OHIF lists the studies of all patients beside the one
-that is open; slices are asked for as they are stored, as OHIF decodes them, and Orthanc cannot transcode JPEG 2000 without
-its GDCM plugin (Debian 12's crashes Orthanc).
+Differs from MONAI Label in: a search keeps its terms, without which OHIF lists the studies of all patients beside the
+one that is open; slices are asked for as they are stored, because OHIF decodes them, and Orthanc cannot transcode JPEG
+2000 without its GDCM plugin (Debian 12's crashes Orthanc).
 """
 
 from __future__ import annotations

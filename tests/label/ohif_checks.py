@@ -24,8 +24,8 @@ import pytest
 
 from samora_monai.synthetic.phantoms import CLASS_NAMES
 from tests.label.models import write_model
-from tests.label.orthanc import CLASSES, NEEDED, Orthanc, series_uid, study_uid, write_series
-from tests.label.server import NAME, TIMEOUT, Server
+from tests.label.orthanc import NEEDED, Orthanc, series_uid, study_uid, write_series
+from tests.label.server import TIMEOUT, Server
 
 BROWSER = os.environ.get("CHROME_BIN") or shutil.which("chromium") or shutil.which("google-chrome")
 if absent := [name for name, file in (NEEDED | {"chromium": BROWSER}).items() if file is None]:
@@ -71,7 +71,7 @@ class Viewer:
         self.page, self.server = page, server
         self.address = f"http://127.0.0.1:{server.port}"
         self.elsewhere: set[str] = set()  # hosts
-        page.set_default_timeout(TIMEOUT * 1000)
+        page.set_default_timeout(TIMEOUT * 300)
         page.on("dialog", lambda dialog: dialog.accept())
         page.on("request", lambda request: self.elsewhere.add(urlsplit(request.url).netloc))
 
@@ -102,7 +102,8 @@ class Viewer:
         self.page.locator("#monailabelServerURL").fill(f"{self.address}/")
         self.page.locator(".settingsTable button").click()
         self.page.get_by_text("Auto-Segmentation").wait_for()
-        self.page.wait_for_function("() => services.segmentationService.getSegmentation('1')")
+        self.page.wait_for_function("() => services.segmentationService.getLabelmapVolume('1')")
+        self.page.wait_for_timeout(3000)  # OHIF has set up its views for segments
 
     def connected(self) -> bool:
         return self.page.get_by_text("Auto-Segmentation").is_visible()
@@ -171,10 +172,32 @@ def test_a_study_is_opened_from_the_list(viewer: Viewer, modality: str):
     assert max(viewer.page.evaluate(COLOURED)) == 0
 
 
+def test_a_point_segments_its_slice(viewer: Viewer, modality: str, tmp_path: Path):
+    viewer.connect()
+    tab = viewer.tab("Point Prompts")
+    tab.locator("tr.clickable-row", has_text="spleen").click()
+    box = viewer.page.locator("canvas.cornerstone-canvas").first.bounding_box()
+    viewer.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    viewer.page.wait_for_function("() => cornerstoneTools.annotation.state.getAllAnnotations().length == 1")
+    with viewer.page.expect_request(re.compile("/infer/samora_click[?]")) as sent:
+        tab.get_by_role("button", name="Run").click()
+    viewer.page.get_by_text("Running Inference for Point Prompts - Successful").wait_for()
+    viewer.page.wait_for_function(f"() => ({COLOURED})()[0] > 10")
+    viewer.picture("ohif_point.png")
+    params = json.loads(re.search(r"{.*}", sent.value.post_data).group())
+    drawn, _ = viewer.drawn()
+    assert np.unique(np.nonzero(drawn)[2]).tolist() == [params["foreground"][0][2]]
+    file = tmp_path / "label.nii.gz"
+    given = {"foreground": params["foreground"], "background": []}
+    series = series_uid(CASES[modality][0], modality)
+    answer = viewer.server.form("POST", "/infer/samora_click", given=given, image=series, output="image")
+    file.write_bytes(answer.body)
+    assert np.array_equal(drawn, CLASS_NAMES.index("spleen") * np.asanyarray(nib.load(file).dataobj))
+
+
 def test_the_drawn_label_equals_that_of_the_command_line(
     viewer: Viewer, modality: str, orthanc: Orthanc, tmp_path: Path
 ):
-    viewer.connect()
     viewer.tab("Auto-Segmentation").get_by_role("button", name="Run").click()
     viewer.page.get_by_text("Running Segmentation - Successful").wait_for()
     viewer.page.wait_for_function(f"() => ({COLOURED})().every(count => count > 100)")
@@ -192,23 +215,6 @@ def test_the_drawn_label_equals_that_of_the_command_line(
     assert np.array_equal(np.asanyarray(expected.dataobj)[tuple(places.round().astype(int))], drawn.ravel())
 
 
-def test_a_point_segments_its_slice(viewer: Viewer, modality: str):
-    before, _ = viewer.drawn()
-    tab = viewer.tab("Point Prompts")
-    tab.locator("tr.clickable-row", has_text="spleen").click()
-    box = viewer.page.locator("canvas.cornerstone-canvas").first.bounding_box()
-    viewer.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    with viewer.page.expect_request("**/infer/samora_click*") as sent:
-        tab.get_by_role("button", name="Run").click()
-    viewer.page.get_by_text("Running Inference for Point Prompts - Successful").wait_for()
-    params = json.loads(re.search(r"\{.*\}", sent.value.post_data).group())
-    viewer.picture("ohif_point.png")
-    after, _ = viewer.drawn()
-    changed = np.unique(np.argwhere(after != before)[:, 2])
-    assert len(params["foreground"]) == 1 and changed.tolist() == [params["foreground"][0][2]]
-    assert set(np.unique(after[after != before])) <= {0, CLASS_NAMES.index("spleen")}
-
-
 def test_a_training_without_labels_is_refused(viewer: Viewer, modality: str):
     tab = viewer.tab("Active Learning")
     tab.get_by_role("button", name="Update Model").click()
@@ -224,13 +230,18 @@ def store_label(server: Server, series: str, file: Path) -> np.ndarray:
     return label
 
 
+def names_of_segments(orthanc: Orthanc, case: int, modality: str) -> list[list[str]]:
+    """Of each DICOM SEG of the study, the names of its segments."""
+    study = f"/dicom-web/studies/{study_uid(case, modality)}"
+    found = [seg["0020000E"]["Value"][0] for seg in orthanc.get(f"{study}/series?Modality=SEG")]
+    parts = [part for series in found for part in orthanc.get(f"{study}/series/{series}/metadata")]
+    return [[segment["00620005"]["Value"][0] for segment in part["00620002"]["Value"]] for part in parts]
+
+
 def test_a_stored_label_is_a_dicom_seg(viewer: Viewer, modality: str, orthanc: Orthanc, tmp_path: Path):
     case = CASES[modality][0]
     label = store_label(viewer.server, series_uid(case, modality), tmp_path / "label.nii.gz")
-    (seg,) = orthanc.get(f"/dicom-web/studies/{study_uid(case, modality)}/series?Modality=SEG")
-    (part,) = orthanc.get(f"/dicom-web/series/{seg['0020000E']['Value'][0]}/metadata")
-    names = [segment["00620005"]["Value"][0] for segment in part["00620002"]["Value"]]
-    assert names == [CLASS_NAMES[value] for value in np.unique(label) if value]
+    assert names_of_segments(orthanc, case, modality) == [[CLASS_NAMES[value] for value in np.unique(label) if value]]
     assert viewer.server.get("/info/").json["datastore"]["completed"] == 1
 
 
@@ -263,3 +274,22 @@ def test_a_training_on_stored_labels_is_served(viewer: Viewer, modality: str, tm
 def test_only_fonts_are_asked_of_other_servers(viewer: Viewer):
     """And the page works without them: here no name of the internet is resolved."""
     assert viewer.elsewhere <= {urlsplit(viewer.address).netloc, "", "fonts.googleapis.com"}
+
+
+def test_without_a_model_a_dicom_seg_has_the_given_names(
+    viewer: Viewer, modality: str, orthanc: Orthanc, tmp_path: Path
+):
+    """And not those of the model that was served from the same folder before."""
+    viewer.server.stop()
+    options = ("--labels", "tumour,cyst")
+    server = Server(viewer.server.folder, Path("none"), viewer.server.studies, *options, CUDA_VISIBLE_DEVICES="")
+    server.start()
+    series, case = series_uid(CASES[modality][1], modality), CASES[modality][1]
+    image = nib.load(next(server.folder.glob(f"home/.cache/monailabel/dicom/*/{series}.nii.gz")))
+    label = np.zeros(image.shape, np.uint8)
+    label[5:9, 5:9, 5:9], label[15:19, 15:19, 5:9] = 1, 2
+    nib.save(nib.Nifti1Image(label, image.affine), tmp_path / "label.nii.gz")
+    answer = server.form("PUT", "/datastore/label", {"label": tmp_path / "label.nii.gz"}, image=series, tag="final")
+    server.stop()
+    assert answer.status == 200, answer.body
+    assert ["tumour", "cyst"] in names_of_segments(orthanc, case, modality)

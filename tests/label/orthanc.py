@@ -1,4 +1,4 @@
-"""An Orthanc of its own with DICOMweb, and phantoms as DICOM series for it; needs pydicom, of the server's environment."""
+"""An Orthanc of its own with DICOMweb, and phantoms as DICOM series for it; in the environment of `make label`."""
 
 from __future__ import annotations
 
