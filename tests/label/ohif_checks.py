@@ -52,6 +52,8 @@ COLOURED = """() => [...document.querySelectorAll('canvas.cornerstone-canvas')].
     for (let i = 0; i < values.length; i += 4) count += Math.abs(values[i] - values[i + 2]) > 20;
     return count;
 })"""
+POINT = """() => cornerstoneTools.annotation.state.getAllAnnotations().some(
+    annotation => annotation.metadata.toolName == 'ProbeMONAILabel')"""
 DRAWN = """() => {
     const volume = services.segmentationService.getLabelmapVolume('1');
     const segments = Object.values(services.segmentationService.getSegmentation('1').segments);
@@ -178,7 +180,7 @@ def test_a_point_segments_its_slice(viewer: Viewer, modality: str, tmp_path: Pat
     tab.locator("tr.clickable-row", has_text="spleen").click()
     box = viewer.page.locator("canvas.cornerstone-canvas").first.bounding_box()
     viewer.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    viewer.page.wait_for_function("() => cornerstoneTools.annotation.state.getAllAnnotations().length == 1")
+    viewer.page.wait_for_function(POINT)
     with viewer.page.expect_request(re.compile("/infer/samora_click[?]")) as sent:
         tab.get_by_role("button", name="Run").click()
     viewer.page.get_by_text("Running Inference for Point Prompts - Successful").wait_for()
