@@ -20,7 +20,7 @@ endif
 # threads that wait for a busy core sleep instead of spinning: several times faster where other programs run too
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow check lint setup label test-label
+.PHONY: demo test slow check lint setup label test-label test-ohif
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -75,3 +75,12 @@ label: $(LABEL_VENV)/.installed
 test-label: setup $(LABEL_VENV)/.installed
 	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(BIN)/python -m pytest tests/label/server_checks.py tests/label/guard_checks.py \
 	tests/label/click_checks.py
+
+# in a browser; PICTURES=FOLDER also makes the pictures of the documentation, with the trained model MODEL
+PICTURES ?=
+$(LABEL_VENV)/.ohif: $(LABEL_VENV)/.installed
+	$(LABEL_PIP) playwright==1.65.2 'pytest>=8'
+	touch $@
+
+test-ohif: $(LABEL_VENV)/.ohif
+	OHIF_PICTURES="$(PICTURES)" OHIF_MODEL="$(MODEL)" $(LABEL_VENV)/bin/python -m pytest tests/label/ohif_checks.py

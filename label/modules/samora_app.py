@@ -20,8 +20,6 @@ from monailabel.transform.writer import write_itk
 from samora_datastore import FreshDICOMWebDatastore, WholeFilesDatastore
 from samora_segments import dicom_seg_by_value, label_by_name
 
-from samora_monai.checkpoints import read_model_settings
-
 SAMPLE_APP = Path(sys.prefix, "monailabel", "sample-apps", "monaibundle", "main.py")
 
 
@@ -43,8 +41,7 @@ class App(Additions, _sample_app(), MONAILabelApp):  # type: ignore[misc]
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         super().__init__(app_dir, studies, conf)
-        model = Path(app_dir, "model", "samora_segmentation", "models", "model.pt")
-        names = read_model_settings(model).class_names if model.is_file() else ("background", *self.objects)
+        names = self.model_settings.class_names if self.model_settings else ("background", *self.objects)
         classes = {value: name for value, name in enumerate(names) if value}
         for module in (monailabel.datastore.dicom, monailabel.endpoints.infer):
             module.nifti_to_dicom_seg = dicom_seg_by_value(classes)

@@ -2,12 +2,14 @@
 
 Differs from MONAI Label in: a scan, a label or `datastore_v2.json` is written beside its place and then moved there, so
 that a kill leaves the one from before; a change that another process made so is noticed; after a label is stored on a
-DICOMweb server, the lists of series are asked for anew.
+DICOMweb server, the lists of series are asked for anew; such a server is asked for series as they are stored, because
+Orthanc cannot transcode JPEG 2000 without its GDCM plugin, and Debian 12's crashes Orthanc.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -91,6 +93,10 @@ class WholeFilesDatastore(LocalDatastore):  # type: ignore[misc]
 
 class FreshDICOMWebDatastore(DICOMWebDatastore, WholeFilesDatastore):  # type: ignore[misc]
     """Series on a DICOMweb server, and copies of them in a folder."""
+
+    def __init__(self, client: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(client, *args, **kwargs)
+        client.retrieve_series = functools.partial(client.retrieve_series, media_types=(("application/dicom", "*"),))
 
     def get_image_uri(self, image_id: str) -> str:
         self._fetch(image_id, self._datastore.image_path())

@@ -21,6 +21,7 @@ from monailabel.interfaces.utils.app import app_instance
 from samora_guard import Guard, Hosts, Refusal
 from samora_guard import Request as CheckedRequest
 from samora_login import user_of_token
+from samora_proxy import complete_proxy
 from scoring_end import stop_scoring_with
 
 from samora_monai.checkpoints.files import read_checkpoint
@@ -37,6 +38,7 @@ from monailabel.app import app as monailabel_app  # noqa: E402 - reads the origi
 
 logger = logging.getLogger("samora_label")
 stop_scoring_with(monailabel_app)
+complete_proxy()
 
 
 @monailabel_app.exception_handler(InputError)

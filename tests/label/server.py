@@ -39,7 +39,7 @@ class Answer:
 class Server:
     """`label/start.py` on `model` and `studies`, with everything that it writes in `folder`."""
 
-    def __init__(self, folder: Path, model: Path, studies: Path, *options: str, **variables: str) -> None:
+    def __init__(self, folder: Path, model: Path, studies: Path | str, *options: str, **variables: str) -> None:
         self.folder, self.model, self.studies = folder, model, studies
         self.options, self.variables = options, variables
         self.app = folder / "app"
