@@ -14,10 +14,11 @@ _COUNTS = {
 }
 # Whether each other number may be 0
 _NUMBERS = {
-    **dict.fromkeys(("learning_rate", "expert_rate", "noise", "temperature"), False),
+    **dict.fromkeys(("learning_rate", "expert_rate", "max_gradient_norm", "noise", "temperature"), False),
     **dict.fromkeys(("weight_decay", "dice_weight", "anchor"), True),
 }
 _FRACTIONS = ("unlabeled_weight", "confidence", "ramp_up")  # from 0 to 1
+_OPTIONAL = ("max_gradient_norm",)  # may be None
 
 
 def flag(value: bool | str, name: str = "a switch") -> bool:
@@ -75,6 +76,8 @@ def check_run_settings(**settings: Any) -> None:
     for name, value in settings.items():
         if name in _COUNTS:
             check_counts(_COUNTS[name], **{name: value})
+            continue
+        if name in _OPTIONAL and value is None:
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if name in _FRACTIONS:

@@ -32,6 +32,7 @@ def test_accepts_the_edges_of_each_range():
     counts = {"epochs": 1, "batch_size": 1, "val_interval": 1, "slices_per_pass": 1, "decoder_features": 1}
     check_run_settings(**counts, warmup=0, num_workers=0, seed=0, learning_rate=1e-9, weight_decay=0, dice_weight=0.0)
     check_run_settings(noise=1, temperature=0.1)
+    check_run_settings(max_gradient_norm=None)
     check_run_settings(unlabeled_weight=1, confidence=0, ramp_up=0.0)
 
 
@@ -51,6 +52,7 @@ def test_accepts_the_edges_of_each_range():
         ("weight_decay", "0.1", "a number of at least 0, got '0.1'"),
         ("temperature", 0.0, "a number above 0, got 0.0"),
         ("confidence", 95, "a number from 0 to 1, got 95"),
+        ("max_gradient_norm", 0, "max_gradient_norm must be a number above 0, got 0"),
         ("ramp_up", None, "a number from 0 to 1, got None"),
     ],
 )

@@ -26,7 +26,7 @@ INTERVAL = 100  # steps between two readings of the losses on a GPU, which are a
 class TrainingHandlers:
     """Trainer handler that attaches, in this order:
 
-    - `LrScheduleHandler`, one step of the schedule per iteration;
+    - the limit of the gradients, if there is one, and `LrScheduleHandler`, one step of the schedule per iteration;
     - the average of the weights, if there is one;
     - `NanGuard`, which also writes the losses to TensorBoard, and `Progress`;
     - the epoch of the loss function, if it has `set_epoch` (`HierarchicalLoss`);
@@ -39,6 +39,8 @@ class TrainingHandlers:
     Args:
         validator: the evaluator; None for a training without validation (a site of a federation).
         val_interval: epochs from one validation to the next.
+        max_gradient_norm: gradients of all parameters together are scaled down to this Euclidean norm; None: they are
+            not.
     """
 
     lr_scheduler: LambdaLR
@@ -46,10 +48,13 @@ class TrainingHandlers:
     val_interval: int
     tensorboard: TensorBoard
     average: WeightAverage | None = None
+    max_gradient_norm: float | None = None
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Attach them to `engine`, a trainer with `decollate=False`."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, _list_output)
+        if self.max_gradient_norm is not None:
+            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._limit_gradients, self.max_gradient_norm)
         LrScheduleHandler(cast(Any, self.lr_scheduler), print_lr=False, epoch_level=False).attach(engine)
         if self.average is not None:
             self.average.attach(engine)
@@ -58,6 +63,9 @@ class TrainingHandlers:
         engine.add_event_handler(Events.EPOCH_STARTED, _set_loss_epoch)
         if self.validator is not None:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate, self.validator)
+
+    def _limit_gradients(self, engine: SupervisedTrainer, norm: float) -> None:
+        torch.nn.utils.clip_grad_norm_(engine.network.parameters(), norm)
 
     def _validate(self, engine: SupervisedTrainer, validator: Evaluator) -> None:
         epoch = engine.state.epoch

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
+from monai.engines.utils import IterationEvents
 from monai.handlers import from_engine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,14 +21,16 @@ from tests.handlers.conftest import build_run
 
 
 def run_with_training_handlers(
-    folder: Path, epochs: int = 3, validate: bool = True, val_interval: int = 2
+    folder: Path, epochs: int = 3, validate: bool = True, val_interval: int = 2, max_gradient_norm: float | None = None
 ) -> SimpleNamespace:
     """The tiny training with `TrainingHandlers`, validated by default in epoch 2 and in the last one."""
     run = build_run(folder, epochs, decollate=False, handlers=False)
     run.tensorboard = TensorBoard(folder / "events")
     ValidationLog(tensorboard=run.tensorboard).attach(run.evaluator)
     validator = run.evaluator if validate else None
-    TrainingHandlers(run.scheduler, validator, val_interval, run.tensorboard).attach(run.trainer)
+    TrainingHandlers(
+        run.scheduler, validator, val_interval, run.tensorboard, max_gradient_norm=max_gradient_norm
+    ).attach(run.trainer)
     return run
 
 
@@ -123,3 +126,17 @@ def test_overlay_is_in_the_event_file_of_the_run(tmp_path: Path):
     (file,) = (tmp_path / "events").iterdir()
     events = EventAccumulator(str(file)).Reload()
     assert [event.step for event in events.Images("validation/overlay")] == [2, 3]
+
+
+@pytest.mark.parametrize("limit", [None, 1e-3])
+def test_gradients_have_at_most_the_given_norm(tmp_path: Path, limit: float | None):
+    run = run_with_training_handlers(tmp_path, max_gradient_norm=limit)
+    norms = []
+
+    def record() -> None:
+        gradients = [p.grad for p in run.trainer.network.parameters() if p.grad is not None]
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+
+    run.trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, record)
+    run.trainer.run()
+    assert norms and all(norm == pytest.approx(limit, rel=1e-3) if limit else norm > 1e-2 for norm in norms)

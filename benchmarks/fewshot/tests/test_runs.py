@@ -26,10 +26,10 @@ from tests.tiny import refused
 def test_cells_of_the_whole_grid():
     rows = list(grid.all_rows("tiny"))
     cells = list(grid.cells(rows, [1, 4, 8], [0, 1, 2], "tiny"))
-    assert len(rows) == 10 + 30 and len(cells) == len(set(cells)) == 3 * (10 * 3 + 30)
+    assert len(rows) == 10 + 31 and len(cells) == len(set(cells)) == 3 * (10 * 3 + 31)
     assert {cell.labeled for cell in cells if cell.ablation} == {4}
     assert {cell.system for cell in cells if cell.ablation} == {grid.REFERENCE}
-    assert [cell.seed for cell in cells] == [0] * 60 + [1] * 60 + [2] * 60  # seed by seed
+    assert [cell.seed for cell in cells] == [0] * 61 + [1] * 61 + [2] * 61  # seed by seed
     converging = {(cell.system, cell.labeled) for cell in cells if len(cell.milestones) > 1}
     assert converging == {("samed", 4), (grid.REFERENCE, 4)}
     assert [epoch / grid.EPOCHS for epoch in grid.MILESTONES] == [0.05, 0.1, 0.2, 0.5, 1]
