@@ -52,7 +52,7 @@ def test_accepts_the_edges_of_each_range():
         ("weight_decay", "0.1", "a number of at least 0, got '0.1'"),
         ("temperature", 0.0, "a number above 0, got 0.0"),
         ("confidence", 95, "a number from 0 to 1, got 95"),
-        ("max_gradient_norm", 0, "max_gradient_norm must be a number above 0, got 0"),
+        ("max_gradient_norm", 0, "a number above 0, got 0"),
         ("ramp_up", None, "a number from 0 to 1, got None"),
     ],
 )
