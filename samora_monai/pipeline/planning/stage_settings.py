@@ -176,6 +176,7 @@ def _reasons(stages: Mapping[str, Mapping[str, Any]], stand_in: bool) -> dict[st
             "view_size": "pixels, the teacher's input",
             "expert_rate": "learning rate of the experts, relative to that of HL-Attn and the decoder; " + recipe,
             "weight_decay_on": "not on experts, norms, biases and tokens; " + recipe,
+            "max_gradient_norm": "of the gradients, without which HL-Attn diverges at this rate; " + recipe,
             "standardise_targets": "each channel of the teacher's features, which are nearly constant; " + recipe,
             "unlabeled": "true: learn from the scans without labels here too, in twice the time: see --unlabeled",
             "decoder": "sam (SAMora) or hierarchical (H-SAMora)",
