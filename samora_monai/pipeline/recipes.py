@@ -14,8 +14,8 @@ LEARNING: dict[bool, dict[str, dict[str, Any]]] = {
         "image_teacher": {"learning_rate": 0.001, "warmup": 20, "view_size": 96},
         "patch_teacher": {"learning_rate": 0.002, "warmup": 20},
         "expert": {"learning_rate": 0.003, "warmup": 20, "rank": 16},
-        # of the pipeline: of experts with a teacher, and of SAMora; row clipped of benchmarks/fewshot. With gradients of
-        # any norm, HL-Attn diverges at this rate after some hundred steps
+        # of the pipeline: of experts with a teacher, and of SAMora; row clipped of benchmarks/fewshot. With gradients
+        # of any norm, HL-Attn diverges at this rate after some hundred steps
         "taught": {"standardise_targets": True},
         "fused": {"expert_rate": 0.25, "weight_decay_on": "matrices", "max_gradient_norm": 0.3},
     },
