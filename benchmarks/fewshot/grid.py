@@ -93,7 +93,7 @@ def ablations(encoder: str) -> dict[str, Row]:
         "kept-experts": _samora("the same, experts slower and without decay", "standardised", **_KEPT),
         "half-rate": _samora("the same, at half the learning rate", "standardised", learning_rate=0.001, **_KEPT),
         "clipped": _samora("the same, gradients limited", "standardised", max_gradient_norm=0.3, **_KEPT),
-        "half-rate-random": _samora("the same, random experts", "random", learning_rate=0.001, **_KEPT),
+        "clipped-samed": Row("SAMed, gradients limited", {"experts": ["task"], "max_gradient_norm": 0.3}),
         "half-rate-samed": Row("SAMed, at half the learning rate", {"experts": ["task"], "learning_rate": 0.001}),
         "dense-targets": _samora("SimCLR's map as a target too", "dense"),
         "anchored": _samora("experts anchored to the base's embedding", "anchored"),
