@@ -233,8 +233,9 @@ def test_common_settings_are_the_same_in_training_and_inference():
         "imports",
     ):
         assert train[id] == inference[id], id
-    assert train["validate"]["inferer"] == inference["inferer"]
-    assert config("train.yaml", "evaluate.yaml")["checkpoint"] == inference["checkpoint"]
+    evaluate = config("train.yaml", "evaluate.yaml")
+    assert train["validate"]["inferer"] | {"tta": "@tta"} == evaluate["validate"]["inferer"] == inference["inferer"]
+    assert evaluate["checkpoint"] == inference["checkpoint"] and evaluate["tta"] is inference["tta"] is False
 
 
 def test_contrast_is_changed_freely_in_mr_alone():
