@@ -73,12 +73,12 @@ def ablations_table(rows: Rows) -> list[list[str]]:
 
 
 def convergence(rows: Rows) -> dict[str, dict[float, Estimate]]:
-    """Mean Dice of the converging systems by the fraction of the steps."""
+    """Mean Dice of the converging systems by the fraction of the steps, for the most scans with which it is known."""
     lines: dict[str, dict[float, Estimate]] = {}
     for name in CONVERGING:
         own = [row for row in rows if row["system"] == name and not row["ablation"]]
-        labeled = {row["labeled"] for row in own if float(row["fraction"]) < 1}
-        own = [row for row in own if row["labeled"] in labeled]
+        labeled = max((int(row["labeled"]) for row in own if float(row["fraction"]) < 1), default=0)
+        own = [row for row in own if int(row["labeled"]) == labeled]
         points = {part: estimate(list(select(own, fraction=part).values())) for part in _fractions(own)}
         lines[name] = {part: point for part, point in points.items() if point is not None}
     return lines
