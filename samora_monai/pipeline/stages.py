@@ -177,12 +177,11 @@ class _Makers:
         settings = {**_known(self.plan.data, "fine_tuning"), **self.plan.network, **own}
         data, note = {"dataset_dir": self.run / "data"}, ""
         scored = cases.validation or cases.training
-        scorings: dict[str, Any] = {}
+        scorings = self.inference()
         if not cases.validation:
             settings = {**SCORED_ON_TRAINING, **settings}
-            scorings = SCORED_ON_TRAINING
+            scorings |= SCORED_ON_TRAINING
             note = "no scans for validation: the figures are of the training scans, on other scans they will be lower"
-        scorings = {**scorings, **self.inference()}
         machine = self.machine("device", "amp", "num_workers", "slices_per_pass")
         training = Stage(
             name=name,

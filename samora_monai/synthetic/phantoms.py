@@ -57,10 +57,10 @@ def write_phantoms(
     for case, name in enumerate(names, 1):
         parts = ("image",) if name == "unlabeled" else ("image", "label")
         entry = {part: f"{part}s{ends[name]}/phantom_{case:03d}.nii.gz" for part in parts}
-        # strict=False: of an unlabelled case only the image is written
-        for file, nifti in zip(entry.values(), make_phantom(case, shape, seed), strict=False):
+        niftis = dict(zip(("image", "label"), make_phantom(case, shape, seed), strict=True))
+        for part, file in entry.items():
             (root / file).parent.mkdir(exist_ok=True)
-            nib.save(nifti, root / file)
+            nib.save(niftis[part], root / file)
         lists[name].append(entry)
     source = "synthetic, made by samora_monai.synthetic.phantoms"
     return write_datalist(root, datalist_text("abdominal phantoms", source, "CT", CLASS_NAMES, lists))
